@@ -1,0 +1,40 @@
+# Needs Python 3.11 or newer, make and git. Another interpreter: make PYTHON=python3.12 quickstart
+PYTHON ?= python3
+
+# Every path is relative, so a space in the path of the clone does no harm.
+PY := .venv/bin/python
+PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check
+INSTALLED := .venv/installed.stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lab clean
+
+help: ## list the targets (this text)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+quickstart: $(INSTALLED) ## train FixMatch and FixMatch+DASO on long-tailed MNIST; notebook and HTML in runs/quickstart/
+	mkdir -p runs/quickstart
+	$(PY) -m papermill notebooks/quickstart.ipynb runs/quickstart/quickstart.ipynb --cwd notebooks --progress-bar --log-output
+	$(PY) -m nbconvert --to html runs/quickstart/quickstart.ipynb
+	@echo "Read runs/quickstart/quickstart.html, or open runs/quickstart/quickstart.ipynb with: make lab"
+
+test: $(INSTALLED) ## lint, unit and reference-number tests, doctests, coverage, every notebook
+	$(PY) -m ruff check .
+	$(PY) -m pytest --cov
+	$(PY) -m pytest --nbval-lax --nbval-current-env notebooks
+
+lab: $(INSTALLED) ## open JupyterLab in this folder
+	$(PY) -m jupyterlab
+
+clean: ## remove build products and caches; .venv, data/ and runs/ stay
+	rm -rf build dist daso_study.egg-info .pytest_cache .ruff_cache .coverage htmlcov
+	find . \( -path ./.git -o -path ./.venv -o -path ./data -o -path ./runs \) -prune -o \
+		-type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+# Brought up to date whenever the lock or pyproject.toml changes. setuptools is in the lock, so building needs no download.
+$(INSTALLED): requirements.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
+	"$(PYTHON)" -m venv .venv
+	$(PIP_INSTALL) -r requirements.lock
+	$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	touch $(INSTALLED)

@@ -1,0 +1,724 @@
+"""Weak and strong views of a whole uint8 batch, on the device where the batch lives.
+
+A view takes two steps. `draw_weak` and `draw_strong` draw every random number on the host from a CPU generator;
+`weak_view` and `strong_view` are then pure functions of images and draws. As the host knows which image gets which
+operation, it also knows the size of every sub-batch, so nothing has to be read back from the device.
+
+The arithmetic is Pillow's (16-bit luminance weights, float32 blends, 16.16 fixed-point coordinates), so that the
+views equal those of the published implementation byte for byte. Images are (N, C, H, W) with C 1 or 3; height and
+width are free.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+OPERATIONS = (
+    "AutoContrast",
+    "Brightness",
+    "Color",
+    "Contrast",
+    "Equalize",
+    "Identity",
+    "Posterize",
+    "Rotate",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "Solarize",
+    "TranslateX",
+    "TranslateY",
+)
+"""The 14 operations of RandAugment; draws name an operation by its position here."""
+
+N_SLOTS = 2  # operations drawn per image
+MAX_LEVEL = 9  # levels are 1..9; a strength is level / 10 of its maximum, so the maximum itself never occurs
+APPLY_PROBABILITY = 0.5  # of each drawn operation
+CUTOUT_GREY = 127
+
+
+# --- draws, on the host ----------------------------------------------------------------------------------------------
+
+
+class WeakDraws(NamedTuple):
+    """Random choices behind the weak views of N images; all tensors are on the host.
+
+    Attributes
+    ----------
+    flip : Tensor of shape (N,), bool
+        Mirror the image left to right.
+    dy, dx : Tensor of shape (N,), int64
+        Top and left corner of the crop in the padded image, in pixels, 0..2 * pad; ``pad`` is the centre.
+    """
+
+    flip: Tensor
+    dy: Tensor
+    dx: Tensor
+
+
+class StrongDraws(NamedTuple):
+    """Random choices behind the strong views of N images; all tensors are on the host.
+
+    Attributes
+    ----------
+    weak : WeakDraws
+        Flip and crop, which come first.
+    operation : Tensor of shape (2, N), int64
+        First and second operation of each image, as a position in `OPERATIONS`.
+    apply : Tensor of shape (2, N), bool
+        Whether that operation is carried out.
+    level : Tensor of shape (2, N), int64
+        Its level, 1..9.
+    negative : Tensor of shape (2, N), bool
+        Whether its strength is negated; read by rotations, shears and translations only.
+    centre : Tensor of shape (N, 2), float64
+        Cutout centre (x, y) in pixels, 0 <= x <= W and 0 <= y <= H.
+    """
+
+    weak: WeakDraws
+    operation: Tensor
+    apply: Tensor
+    level: Tensor
+    negative: Tensor
+    centre: Tensor
+
+
+def draw_weak(n, *, generator, flip=True, pad=4):
+    """Draw the choices of `n` weak views.
+
+    Parameters
+    ----------
+    n : int
+        Number of images, >= 0.
+    generator : torch.Generator
+        On the CPU; advanced by the same amount whatever `flip` is.
+    flip : bool
+        Mirror with probability 0.5; False for images whose mirror image means something else, such as digits.
+    pad : int
+        Largest shift in pixels, >= 0.
+
+    Returns
+    -------
+    WeakDraws
+        Host tensors.
+
+    Raises
+    ------
+    ValueError
+        If `n` or `pad` is negative or `generator` is not on the CPU.
+
+    Examples
+    --------
+    >>> draws = draw_weak(1000, generator=torch.Generator().manual_seed(0), pad=2)
+    >>> draws.dy.unique().tolist()
+    [0, 1, 2, 3, 4]
+    """
+    _check_draw_arguments(n, generator, pad=pad)
+    mirrored = torch.rand(n, generator=generator) < 0.5
+    dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=generator)
+    return WeakDraws(mirrored if flip else torch.zeros_like(mirrored), dy, dx)
+
+
+def draw_strong(n, height, width, *, generator, flip=True, pad=4):
+    """Draw the choices of `n` strong views of images of one size.
+
+    Two operations per image, uniform over `OPERATIONS` and with replacement, each applied with probability 0.5 at a
+    level uniform over 1..9 with a random sign; the Cutout centre is uniform over the image.
+
+    Parameters
+    ----------
+    n : int
+        Number of images, >= 0.
+    height, width : int
+        Size of the images in pixels, >= 1.
+    generator, flip, pad
+        As in `draw_weak`.
+
+    Returns
+    -------
+    StrongDraws
+        Host tensors.
+
+    Raises
+    ------
+    ValueError
+        As `draw_weak`, and if `height` or `width` is below 1.
+
+    References
+    ----------
+    ytaek-oh/daso@3541a6c, ``dataset/transform/randaugment.py``: level 10 is never drawn and the probability is fixed.
+
+    Examples
+    --------
+    >>> draws = draw_strong(1000, 32, 32, generator=torch.Generator().manual_seed(0))
+    >>> draws.operation.shape, draws.level.min().item(), draws.level.max().item()
+    (torch.Size([2, 1000]), 1, 9)
+    """
+    _check_draw_arguments(n, generator, pad=pad)
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be >= 1, got {height} and {width}")
+    return StrongDraws(
+        weak=draw_weak(n, generator=generator, flip=flip, pad=pad),
+        operation=torch.randint(0, len(OPERATIONS), (N_SLOTS, n), generator=generator),
+        apply=torch.rand((N_SLOTS, n), generator=generator) < APPLY_PROBABILITY,
+        level=torch.randint(1, MAX_LEVEL + 1, (N_SLOTS, n), generator=generator),
+        negative=torch.rand((N_SLOTS, n), generator=generator) < 0.5,
+        centre=torch.rand((n, 2), generator=generator, dtype=torch.float64) * torch.tensor([float(width), height]),
+    )
+
+
+# --- views, on the device --------------------------------------------------------------------------------------------
+
+
+def weak_view(images, draws, *, pad=4):
+    """Flip, then crop from the image padded by reflection.
+
+    Parameters
+    ----------
+    images : Tensor of shape (N, C, H, W), uint8
+        C is 1 or 3. Not changed.
+    draws : WeakDraws
+        Choices for these N images.
+    pad : int
+        Width of the reflected border in pixels, the one given to `draw_weak`; 0 <= pad < min(H, W).
+
+    Returns
+    -------
+    Tensor of shape (N, C, H, W), uint8
+        On the device of `images`.
+
+    Raises
+    ------
+    ValueError
+        If `images` is no such batch, `pad` has no reflection, or a draw is on a device, of another shape or out of
+        range.
+
+    Examples
+    --------
+    >>> row = torch.tensor([[[[1, 2, 3], [4, 5, 6]]]], dtype=torch.uint8)
+    >>> right_by_one = WeakDraws(torch.tensor([False]), dy=torch.tensor([1]), dx=torch.tensor([0]))
+    >>> weak_view(row, right_by_one, pad=1).tolist()
+    [[[[2, 1, 2], [5, 4, 5]]]]
+    """
+    n, c, h, w = _check_images(images)
+    if not 0 <= pad < min(h, w):
+        raise ValueError(f"pad must be in 0..{min(h, w) - 1} to be reflected in images of {h} x {w}, got {pad}")
+    flip = _host("flip", draws.flip, (n,), 0, 1).astype(bool)
+    dy = _host("dy", draws.dy, (n,), 0, 2 * pad)
+    dx = _host("dx", draws.dx, (n,), 0, 2 * pad)
+
+    rows = _reflect(np.arange(h) + dy[:, None] - pad, h)
+    cols = _reflect(np.arange(w) + dx[:, None] - pad, w)
+    cols = np.where(flip[:, None], w - 1 - cols, cols)
+    # The flat position of each pixel's source is the same in every channel: one gather does flip and crop.
+    source = _send(rows * w, images.device).view(n, 1, h, 1) + _send(cols, images.device).view(n, 1, 1, w)
+    return _gather_pixels(images, source)
+
+
+def strong_view(images, draws, *, pad=4, cutout_size=16):
+    """Weak view, then RandAugment, then Cutout.
+
+    Parameters
+    ----------
+    images : Tensor of shape (N, C, H, W), uint8
+        C is 1 or 3. Not changed.
+    draws : StrongDraws
+        Choices for these N images.
+    pad : int
+        As in `weak_view`.
+    cutout_size : int
+        Nominal side of the Cutout square in pixels, see `cutout`.
+
+    Returns
+    -------
+    Tensor of shape (N, C, H, W), uint8
+        On the device of `images`.
+
+    Raises
+    ------
+    ValueError
+        As `weak_view` and `cutout`, and if an operation or level is out of range.
+
+    References
+    ----------
+    ytaek-oh/daso@3541a6c, ``dataset/transform/randaugment.py`` and ``transformation.py``.
+
+    Examples
+    --------
+    >>> images = torch.full((2, 3, 32, 32), 200, dtype=torch.uint8)
+    >>> draws = draw_strong(2, 32, 32, generator=torch.Generator().manual_seed(0))
+    >>> view = strong_view(images, draws)
+    >>> view.shape, (view == 127).all(dim=1).any().item()
+    (torch.Size([2, 3, 32, 32]), True)
+    """
+    n, _, h, w = _check_images(images)
+    _check_centre(draws.centre, n, h, w)
+    _check_cutout_size(cutout_size)
+    operation = _host("operation", draws.operation, (N_SLOTS, n), 0, len(OPERATIONS) - 1)
+    apply = _host("apply", draws.apply, (N_SLOTS, n), 0, 1).astype(bool)
+    level = _host("level", draws.level, (N_SLOTS, n), 1, MAX_LEVEL)
+    negative = _host("negative", draws.negative, (N_SLOTS, n), 0, 1).astype(np.int64)
+
+    view = weak_view(images, draws.weak, pad=pad)
+    for slot in range(N_SLOTS):
+        chosen = np.where(apply[slot], operation[slot], OPERATIONS.index("Identity"))
+        _apply_operations_(view, chosen, level[slot], negative[slot])
+    return cutout(view, draws.centre, size=cutout_size)
+
+
+def randaugment_operation(images, name, level=5, negative=False):
+    """Apply one named operation of RandAugment to every image.
+
+    With ``f(max, bias) = level / 10 * max + bias`` and ``i(max, bias) = int(level / 10 * max) + bias``: Brightness,
+    Color, Contrast and Sharpness blend with factor f(0.9, 0.05); Posterize keeps i(4, 4) bits; Solarize inverts from
+    256 - i(256, 0) on; Rotate turns by i(30, 0) degrees; ShearX and ShearY shear by f(0.3, 0); TranslateX and
+    TranslateY shift by int(f(0.3, 0) * side) pixels. Pixels from outside the image are black. Color leaves
+    one-channel images as they are.
+
+    Parameters
+    ----------
+    images : Tensor of shape (N, C, H, W), uint8
+        C is 1 or 3. Not changed.
+    name : str
+        One of `OPERATIONS`.
+    level : int or Tensor of shape (N,), int64
+        1..9, on the host. AutoContrast, Equalize and Identity have no level and do not read it.
+    negative : bool or Tensor of shape (N,), bool
+        Negate the angle, shear or shift; on the host. Other operations do not read it.
+
+    Returns
+    -------
+    Tensor of shape (N, C, H, W), uint8
+        On the device of `images`.
+
+    Raises
+    ------
+    ValueError
+        If `images` is no such batch, `name` is unknown, or `level` or `negative` is on a device, of another shape or
+        out of range.
+
+    References
+    ----------
+    ytaek-oh/daso@3541a6c, ``dataset/transform/randaugment.py``; Pillow 13.0.0, ``ImageOps.py``, ``ImageEnhance.py``
+    and ``libImaging/Geometry.c``.
+
+    Examples
+    --------
+    >>> row = torch.tensor([[[[0, 100, 200]]]], dtype=torch.uint8)
+    >>> randaugment_operation(row, "Solarize", level=5).tolist()
+    [[[[0, 100, 55]]]]
+    """
+    n, *_ = _check_images(images)
+    if name not in OPERATIONS:
+        raise ValueError(f"unknown name {name!r}; choose from {', '.join(OPERATIONS)}")
+    level = _host("level", torch.as_tensor(level).expand(n) if isinstance(level, int) else level, (n,), 1, MAX_LEVEL)
+    negative = _host(
+        "negative", torch.as_tensor(negative).expand(n) if isinstance(negative, bool) else negative, (n,), 0, 1
+    )
+    changed = images.clone(memory_format=torch.contiguous_format)
+    _apply_operations_(changed, np.full(n, OPERATIONS.index(name)), level, negative.astype(np.int64))
+    return changed
+
+
+def cutout(images, centre, *, size=16):
+    """Paint one grey square over each image.
+
+    The square starts `size` / 2 before the centre, or at the image's border if that lies outside, and reaches `size`
+    pixels further, or to the border. Both corners are painted, so that an uncut square has size + 1 pixels a side,
+    and near the left and top borders the square is moved inwards rather than cut.
+
+    Parameters
+    ----------
+    images : Tensor of shape (N, C, H, W), uint8
+        C is 1 or 3. Not changed.
+    centre : Tensor of shape (N, 2), float
+        (x, y) in pixels on the host, 0 <= x <= W and 0 <= y <= H.
+    size : int
+        Nominal side in pixels, >= 1.
+
+    Returns
+    -------
+    Tensor of shape (N, C, H, W), uint8
+        On the device of `images`; the square has the value 127 in every channel.
+
+    Raises
+    ------
+    ValueError
+        If `images` is no such batch, `size` < 1, or `centre` is on a device, of another shape or out of range.
+
+    References
+    ----------
+    ytaek-oh/daso@3541a6c, ``dataset/transform/randaugment.py``.
+
+    Examples
+    --------
+    >>> black = torch.zeros(1, 1, 1, 8, dtype=torch.uint8)
+    >>> cutout(black, torch.tensor([[4.0, 0.0]]), size=2).tolist()
+    [[[[0, 0, 0, 127, 127, 127, 0, 0]]]]
+    """
+    n, _, h, w = _check_images(images)
+    _check_cutout_size(size)
+    x, y = _check_centre(centre, n, h, w).T
+    first_col = np.maximum(0, x - size / 2).astype(np.int64)[:, None]
+    first_row = np.maximum(0, y - size / 2).astype(np.int64)[:, None]
+    # 255 inside, 0 outside: bit operations on bytes are several times as fast on a CPU as filling under a mask.
+    cols = np.where((np.arange(w) >= first_col) & (np.arange(w) <= first_col + size), 255, 0).astype(np.uint8)
+    rows = np.where((np.arange(h) >= first_row) & (np.arange(h) <= first_row + size), 255, 0).astype(np.uint8)
+    hole = _send(rows, images.device).view(n, 1, h, 1) & _send(cols, images.device).view(n, 1, 1, w)
+    return (images & ~hole) | (hole & CUTOUT_GREY)
+
+
+def resize(images, resolution):
+    """Resize to a square, with a triangle filter that widens when shrinking (bilinear with antialiasing).
+
+    Columns first, then rows, each rounded to uint8, with weights rounded to 22 bits: Pillow's numbers for images that
+    are not taller than wide (for some taller ones Pillow takes the rows first, and values may differ by one). All
+    products and sums are integers that float64 holds exactly, so every device gives the same result.
+
+    Parameters
+    ----------
+    images : Tensor of shape (N, C, H, W), uint8
+        C is 1 or 3. Not changed.
+    resolution : int
+        Height and width of the result in pixels, >= 1.
+
+    Returns
+    -------
+    Tensor of shape (N, C, resolution, resolution), uint8
+        `images` itself if it has that size.
+
+    Raises
+    ------
+    ValueError
+        If `images` is no such batch or `resolution` < 1.
+
+    References
+    ----------
+    Pillow 13.0.0, ``libImaging/Resample.c``.
+
+    Examples
+    --------
+    >>> resize(torch.tensor([[[[0, 0], [0, 100]]]], dtype=torch.uint8), 1).tolist()
+    [[[[25]]]]
+    """
+    _, _, h, w = _check_images(images)
+    if resolution < 1:
+        raise ValueError(f"resolution must be >= 1, got {resolution}")
+    if w != resolution:
+        images = _round_weighted(images.double() @ _send(_resize_weights(w, resolution).T, images.device))
+    if h != resolution:
+        images = _round_weighted(_send(_resize_weights(h, resolution), images.device) @ images.double())
+    return images
+
+
+def normalize(images, mean, std, *, resolution=None, dtype=torch.float32, memory_format=torch.contiguous_format):
+    """Scale to [0, 1], subtract the mean and divide by the standard deviation of each channel.
+
+    Parameters
+    ----------
+    images : Tensor of shape (N, C, H, W), uint8
+        C is 1 or 3. Not changed.
+    mean, std : sequence of C floats
+        Of pixel values in [0, 1]; std > 0.
+    resolution : int or None
+        Resize to this height and width first (`resize`, rounded to uint8); None keeps the size.
+    dtype : torch.dtype
+        Floating. Types narrower than float32 are rounded once, at the end.
+    memory_format : torch.memory_format
+        ``torch.contiguous_format`` or ``torch.channels_last``.
+
+    Returns
+    -------
+    Tensor of shape (N, C, H, W)
+        ``(images / 255 - mean) / std``, on the device of `images`.
+
+    Raises
+    ------
+    ValueError
+        If `images` is no such batch, `mean` or `std` does not fit it, or `resolution`, `dtype` or `memory_format` is
+        none of the above.
+
+    Examples
+    --------
+    >>> normalize(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), [0.5], [0.25]).tolist()
+    [[[[-2.0, 2.0]]]]
+    """
+    _, c, *_ = _check_images(images)
+    for name, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, Sequence) or len(values) != c:
+            raise ValueError(f"{name} must be a sequence of {c} numbers, one per channel, got {values!r}")
+    if min(std) <= 0:
+        raise ValueError(f"std must be > 0, got {std!r}")
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating, got {dtype}")
+    if memory_format not in (torch.contiguous_format, torch.channels_last):
+        raise ValueError(f"memory_format must be contiguous_format or channels_last, got {memory_format}")
+    if resolution is not None:
+        images = resize(images, resolution)
+    working = torch.promote_types(dtype, torch.float32)
+    mean = _send(np.array(mean), images.device).to(working).view(1, c, 1, 1)
+    std = _send(np.array(std), images.device).to(working).view(1, c, 1, 1)
+    # Bytes are re-ordered before they become floats: a quarter of the memory to move.
+    scaled = images.contiguous(memory_format=memory_format).to(working).div_(255)
+    return scaled.sub_(mean).div_(std).to(dtype)
+
+
+# --- the operations of RandAugment -----------------------------------------------------------------------------------
+# Each takes the sub-batch of its images (n, C, H, W) with their host arrays `operation`, `level` and `negative`, all
+# (n,) int64, and returns the changed sub-batch.
+
+
+def _apply_operations_(images, operation, level, negative):
+    """Apply to each image of a contiguous batch its own operation, in place."""
+    for change, member in _GROUPS:
+        rows = np.flatnonzero(member[operation])
+        if rows.size:
+            index = _send(rows, images.device)
+            part = change(images.index_select(0, index), operation[rows], level[rows], negative[rows])
+            images.index_copy_(0, index, part)
+
+
+def _by_fixed_table(pixels, operation, level, negative):
+    """Brightness, Posterize and Solarize: the level alone says what becomes of each pixel value."""
+    table = _send(_fixed_tables()[operation, level], pixels.device)
+    return _look_up(pixels, table[:, None, :])
+
+
+@lru_cache(maxsize=1)
+def _fixed_tables():
+    """Pixel values after each operation at each level, (14, 10, 256) uint8; the identity where it is none of three."""
+    value = np.arange(256)
+    tables = np.tile(value.astype(np.uint8), (len(OPERATIONS), MAX_LEVEL + 1, 1))
+    for level in range(1, MAX_LEVEL + 1):
+        bits = int(level / 10 * 4) + 4
+        threshold = 256 - int(level / 10 * 256)
+        tables[OPERATIONS.index("Brightness"), level] = _blend_factor(level) * value.astype(np.float32)
+        tables[OPERATIONS.index("Posterize"), level] = value >> (8 - bits) << (8 - bits)
+        tables[OPERATIONS.index("Solarize"), level] = np.where(value < threshold, value, 255 - value)
+    return tables
+
+
+def _auto_contrast(pixels, operation, level, negative):
+    """Stretch the values of each channel to 0..255."""
+    low = pixels.amin(dim=(2, 3)).double()[..., None]
+    high = pixels.amax(dim=(2, 3)).double()[..., None]
+    value = torch.arange(256, device=pixels.device, dtype=torch.float64)
+    # A true division: the reflected operator of a tensor multiplies by a rounded reciprocal instead.
+    scale = torch.full_like(low, 255.0) / (high - low).clamp(min=1)
+    stretched = (value * scale + (-low * scale)).clamp(0, 255)  # .to() below drops the fraction, as int() does
+    return _look_up(pixels, torch.where(high > low, stretched, value).to(torch.uint8))
+
+
+def _contrast(pixels, operation, level, negative):
+    """Blend with the image's mean luminance, rounded to an integer."""
+    n, _, h, w = pixels.shape
+    total = _luminance(pixels).sum(dim=(1, 2, 3), dtype=torch.int64)
+    mean = torch.div(2 * total + h * w, 2 * h * w, rounding_mode="floor").view(n, 1, 1)
+    value = torch.arange(256, device=pixels.device, dtype=torch.float32).view(1, 1, 256)
+    return _look_up(pixels, _blend(mean.float(), value, level))
+
+
+def _equalize(pixels, operation, level, negative):
+    """Flatten the histogram of each channel."""
+    n, c, h, w = pixels.shape
+    flat = pixels.reshape(n, c, h * w).long()
+    histogram = torch.zeros(n, c, 256, dtype=torch.int64, device=pixels.device)
+    histogram.scatter_add_(2, flat, torch.ones_like(flat))
+    last = histogram.gather(2, flat.amax(dim=2, keepdim=True))  # how many pixels have the largest value
+    step = torch.div(h * w - last, 255, rounding_mode="floor")
+    below = histogram.cumsum(dim=2) - histogram
+    equal = torch.div(torch.div(step, 2, rounding_mode="floor") + below, step.clamp(min=1), rounding_mode="floor")
+    value = torch.arange(256, device=pixels.device)
+    # Too few pixels for a step of 1 leaves the channel as it is.
+    return _look_up(pixels, torch.where(step > 0, equal.clamp(max=255), value).to(torch.uint8))
+
+
+def _color(pixels, operation, level, negative):
+    """Blend with the luminance; the identity on one channel, where both are the same."""
+    return _blend(_luminance(pixels).float(), pixels.float(), level)
+
+
+def _sharpness(pixels, operation, level, negative):
+    """Blend with the image smoothed by a 3 x 3 kernel of ones around a five; border pixels are not smoothed."""
+    x = pixels.int()
+    rows = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
+    nine = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    thirteen = nine + 4 * x[:, :, 1:-1, 1:-1]
+    smooth = x.clone()
+    smooth[:, :, 1:-1, 1:-1] = torch.div(2 * thirteen + 13, 26, rounding_mode="floor")  # thirteen / 13, rounded
+    return _blend(smooth.float(), pixels.float(), level)
+
+
+def _geometric(pixels, operation, level, negative):
+    """Rotate, shear and translate: each pixel comes from the nearest pixel under an affine map, or is black."""
+    n, _, h, w = pixels.shape
+    maps = _send(_fixed_point_maps(h, w)[operation, level, negative], pixels.device).view(n, 1, 1, 1, 6)
+    x = torch.arange(w, device=pixels.device).view(1, 1, 1, w)
+    y = torch.arange(h, device=pixels.device).view(1, 1, h, 1)
+    source_x = (maps[..., 0] * x + (maps[..., 1] * y + maps[..., 2])) >> 16
+    source_y = (maps[..., 3] * x + (maps[..., 4] * y + maps[..., 5])) >> 16
+    nearest_x, nearest_y = source_x.clamp(0, w - 1), source_y.clamp(0, h - 1)
+    inside = (source_x == nearest_x) & (source_y == nearest_y)
+    return _gather_pixels(pixels, nearest_y * w + nearest_x) * inside
+
+
+@lru_cache(maxsize=16)
+def _fixed_point_maps(height, width):
+    """Map output to source coordinates, in 1/65536 pixels: (14, 10, 2, 6) int64, 0 for operations that move nothing.
+
+    Row (a, b, c, d, e, f): the pixel in column x and row y comes from column a x + b y + c and row d x + e y + f.
+    """
+    maps = np.zeros((len(OPERATIONS), MAX_LEVEL + 1, 2, 6), dtype=np.int64)
+    for level in range(1, MAX_LEVEL + 1):
+        for negative, sign in enumerate((1, -1)):
+            strength = sign * (level / 10 * 0.3)
+            for name, affine in (
+                ("Rotate", _rotation(sign * int(level / 10 * 30), height, width)),
+                ("ShearX", (1.0, strength, 0.0, 0.0, 1.0, 0.0)),
+                ("ShearY", (1.0, 0.0, 0.0, strength, 1.0, 0.0)),
+                ("TranslateX", (1.0, 0.0, float(int(strength * width)), 0.0, 1.0, 0.0)),
+                ("TranslateY", (1.0, 0.0, 0.0, 0.0, 1.0, float(int(strength * height)))),
+            ):
+                a, b, c, d, e, f = affine
+                # The constants are taken at the centre of pixel (0, 0), before anything is rounded.
+                entries = (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5)
+                fixed = [math.floor(v * 65536.0 + 0.5) for v in entries]
+                maps[OPERATIONS.index(name), level, negative] = fixed
+    return maps
+
+
+def _rotation(degrees, height, width):
+    """Affine map of a counter-clockwise turn about the image centre; matrix entries rounded to 15 digits."""
+    angle = -math.radians(degrees)
+    cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    x, y = width / 2, height / 2
+    return cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y
+
+
+def _group(change, *names):
+    """Pair a function with the operations it carries out, as flags (14,) in the order of `OPERATIONS`."""
+    return change, np.isin(OPERATIONS, names)
+
+
+_GROUPS = (
+    _group(_by_fixed_table, "Brightness", "Posterize", "Solarize"),
+    _group(_auto_contrast, "AutoContrast"),
+    _group(_contrast, "Contrast"),
+    _group(_equalize, "Equalize"),
+    _group(_color, "Color"),
+    _group(_sharpness, "Sharpness"),
+    _group(_geometric, "Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"),
+)
+
+
+# --- arithmetic shared by the operations -----------------------------------------------------------------------------
+
+
+def _blend_factor(level):
+    """Weight of the image itself in a blend, float32; array or int `level`."""
+    return np.float32(np.asarray(level) / 10 * 0.9 + 0.05)
+
+
+def _blend(base, pixels, level):
+    """Take ``base + factor * (pixels - base)`` in float32, one factor per row, and drop the fraction: uint8."""
+    factor = _send(_blend_factor(level), pixels.device).view(-1, *[1] * (pixels.ndim - 1))
+    return (base + factor * (pixels - base)).to(torch.uint8)
+
+
+def _luminance(pixels):
+    """Integer luminance (n, 1, H, W) of an RGB batch; a one-channel batch is its own."""
+    if pixels.shape[1] == 1:
+        return pixels
+    red, green, blue = pixels.int().split(1, dim=1)
+    return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+
+
+def _look_up(pixels, table):
+    """Replace each value by its entry in the image's `table`, (n, C or 1, 256) uint8."""
+    n, c, h, w = pixels.shape
+    return table.expand(n, c, 256).gather(2, pixels.reshape(n, c, h * w).long()).view(n, c, h, w)
+
+
+def _gather_pixels(images, source):
+    """Pixel `source` (n, 1, H, W), a flat position in the image, of every channel."""
+    n, c, h, w = images.shape
+    return images.reshape(n, c, h * w).gather(2, source.view(n, 1, h * w).expand(n, c, h * w)).view(n, c, h, w)
+
+
+def _reflect(position, length):
+    """Fold positions from outside 0..length - 1 back, without repeating the border pixel."""
+    position = np.abs(position)
+    return np.where(position < length, position, 2 * (length - 1) - position)
+
+
+@lru_cache(maxsize=16)
+def _resize_weights(length, resolution):
+    """Weights (resolution, length) of a triangle filter in units of 2**-22; whole numbers in float64."""
+    scale = length / resolution
+    width = max(scale, 1.0)  # half the base of the triangle, in source pixels
+    centre = (np.arange(resolution)[:, None] + 0.5) * scale
+    position = np.arange(length)[None, :]
+    first = np.maximum((centre - width + 0.5).astype(np.int64), 0)
+    end = np.minimum((centre + width + 0.5).astype(np.int64), length)
+    weights = np.maximum(1.0 - np.abs((position - centre + 0.5) * (1.0 / width)), 0.0)
+    weights = np.where((position >= first) & (position < end), weights, 0.0)
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    return np.floor(weights * 2**22 + 0.5)
+
+
+def _round_weighted(total):
+    """Round sums in units of 2**-22 to the nearest uint8."""
+    return total.add_(2**21).mul_(2.0**-22).floor_().clamp_(0, 255).to(torch.uint8)
+
+
+# --- host and device -------------------------------------------------------------------------------------------------
+
+
+def _send(array, device):
+    """Put a host array on `device` without waiting for the work queued there."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+
+def _host(name, values, shape, low, high):
+    """Array behind a host tensor of draws, after checking its device, shape and range."""
+    if not isinstance(values, Tensor) or values.device.type != "cpu" or tuple(values.shape) != shape:
+        got = f"{tuple(values.shape)} on {values.device}" if isinstance(values, Tensor) else repr(values)
+        raise ValueError(f"{name} must be a CPU tensor of shape {shape}, got {got}")
+    # Unlike `Tensor.numpy`, this reads memory without an operator call, so it also works where operators are traced.
+    array = np.from_dlpack(values)
+    if array.size and not (array.min() >= low and array.max() <= high):
+        raise ValueError(f"{name} must be in {low}..{high}, got {array.min()}..{array.max()}")
+    return array
+
+
+def _check_images(images):
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4:
+        got = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images must be uint8 of shape (N, C, H, W), got {got}")
+    if images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
+        raise ValueError(f"images must have 1 or 3 channels and at least one pixel, got shape {tuple(images.shape)}")
+    return images.shape
+
+
+def _check_centre(centre, n, height, width):
+    array = _host("centre", centre, (n, 2), 0, max(height, width))
+    if not (array <= (width, height)).all():
+        raise ValueError(f"centre must lie in the image of width {width} and height {height}, got {array.max(axis=0)}")
+    return array
+
+
+def _check_cutout_size(size):
+    if size < 1:
+        raise ValueError(f"cutout size must be >= 1, got {size}")
+
+
+def _check_draw_arguments(n, generator, *, pad):
+    if n < 0 or pad < 0:
+        raise ValueError(f"n and pad must be >= 0, got n {n} and pad {pad}")
+    if generator.device.type != "cpu":
+        raise ValueError(f"generator must be on the CPU, got one on {generator.device}")

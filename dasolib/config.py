@@ -1,0 +1,387 @@
+"""One frozen record of a run, its checks, and the paper's settings as functions."""
+
+import ast
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dasolib.methods import LEARNERS
+from dasolib.rebalance import REBALANCERS, check_combination, parse_rebalance
+from dasolib.schedules import SCHEDULES
+
+SCHEMA = 1  # of the run folder; raised when its files change in meaning
+NOT_IDENTITY = ("threads", "device")  # recorded and warned about on resume, but part of neither hash nor comparison
+
+
+class Config(BaseModel):
+    """One run. Everything that can change a number is here.
+
+    Build it with `make_config`, which starts from a preset and turns a wrong value into a readable `ValueError`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # What is run
+    dataset: str  # a name of `dasolib.data`, an .npz file or an image folder
+    method: str  # base learner, a key of `LEARNERS`
+    rebalance: tuple[str, ...]  # keys of `REBALANCERS`, in table order
+    seed: int = Field(ge=0)  # split, initial weights, sampling and augmentation
+
+    # Data and split
+    resolution: int | None = Field(ge=8)  # side to which a folder's images are decoded; None: 32
+    n1: int | None = Field(ge=1)  # labeled images of the head class; None: natural imbalance, no synthetic split
+    m1: int | None = Field(ge=1)  # unlabeled images of the head class; None with natural or unknown unlabeled data
+    gamma_l: float | None = Field(ge=1)  # labeled imbalance ratio; None with natural imbalance
+    gamma_u: float | None = Field(ge=1)  # unlabeled imbalance ratio; None where it is not made
+    unlabeled: Literal["equal", "uniform", "reversed", "unknown"]  # class distribution of the unlabeled images
+    n_val: int = Field(ge=0)  # class-balanced validation images, taken from the training set first
+    labeled_indices: tuple[int, ...] | None  # natural imbalance: these training images are labeled, the rest is not
+
+    # Augmentation
+    flip: bool  # horizontal flips; off for digits
+    train_resolution: int | None = Field(ge=8)  # side to which augmented images are resized; None: not at all
+
+    # Network
+    depth: int  # 6 n + 4
+    width: int = Field(ge=1)
+
+    # Optimiser
+    batch_size: int = Field(ge=1)  # B, labeled images of a step
+    mu: int = Field(ge=1)  # unlabeled : labeled images of a step
+    total_steps: int = Field(ge=1)  # T
+    lr: float = Field(gt=0)
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)  # on every parameter
+    schedule: Literal[SCHEDULES]
+    warmup_steps: int = Field(ge=0)
+    warmup_factor: float = Field(ge=0, le=1)  # of the learning rate at step 0
+    warmup_shape: Literal["linear", "constant"]
+    milestones: tuple[int, ...]  # steps of the multistep schedule
+    lr_decay: float = Field(gt=0, le=1)  # factor at each milestone
+    cosine_ratio: float = Field(gt=0)
+    ema_decay: float = Field(ge=0, lt=1)  # largest decay of the moving average
+    ema_weight_decay: float = Field(ge=0)
+
+    # Base learner
+    threshold: float = Field(ge=0, le=1)  # confidence from which a pseudo-label counts
+    lambda_u: float = Field(ge=0)  # weight of the unlabeled loss
+
+    # Re-balancing on labels
+    la_tau: float = Field(ge=0)  # strength of train-time logit adjustment; 0 is the base learner
+    cb_beta: float = Field(ge=0, le=1)  # class-balanced weights; 0 is the base learner
+    reweight_warmup_steps: int = Field(ge=0)  # W: class weights (and LDAM) act from step W - 1
+    ldam_max_margin: float = Field(gt=0)
+    ldam_scale: float = Field(gt=0)
+
+    # DASO
+    pretrain_steps: int = Field(ge=0)  # P
+    refresh_steps: int = Field(ge=1)  # period of the pseudo-label histogram
+    dist_temperature: float = Field(gt=0)  # T_dist
+    proto_temperature: float = Field(gt=0)  # T_proto
+    fixed_blend: float | None = Field(ge=0, le=1)  # semantic share for every class; None: distribution-aware
+    lambda_align: float = Field(ge=0)  # weight of the semantic alignment loss
+    queue_size: int = Field(ge=1)  # L, labeled features kept per class
+    queue_sizing: Literal["balanced", "frequency"]
+    prototypes_from: Literal["ema", "student"]
+    ema_train_mode: bool  # EMA network in train mode while it fills the queues, as published
+
+    # Evaluation
+    eval_steps: int = Field(ge=1)  # period; the end of the run is always evaluated
+    eval_images: int | None = Field(ge=1)  # test images of all but the last 20 evaluations; None: all of them
+
+    # Arithmetic
+    precision: Literal["fp32", "bf16"]
+    channels_last: bool
+    threads: int = Field(ge=1)  # CPU threads; results are equal bit for bit only at the same number
+    device: str  # "auto", "cpu", "cuda", "cuda:1", "mps"
+
+    @field_validator("rebalance", mode="before")
+    @classmethod
+    def _in_table_order(cls, value):
+        return parse_rebalance(value)
+
+    @field_validator("depth")
+    @classmethod
+    def _wide_resnet_depth(cls, value):
+        if value < 10 or (value - 4) % 6:
+            raise ValueError("a WideResNet has depth 6 n + 4: 10, 16, 22, 28, ...")
+        return value
+
+    @model_validator(mode="after")
+    def _fields_agree(self):
+        check_combination(self.method, self.rebalance)
+        if self.n1 is None:
+            for name in ("m1", "gamma_l", "gamma_u"):
+                value = getattr(self, name)
+                if value is not None:
+                    raise ValueError(f"{name}={value} needs n1; without n1 the data's own imbalance is kept")
+            if self.unlabeled != "unknown":
+                raise ValueError(f"unlabeled={self.unlabeled!r} needs n1; natural imbalance goes with 'unknown'")
+        else:
+            if self.labeled_indices is not None:
+                raise ValueError(f"labeled_indices goes with natural imbalance: n1={self.n1} must be None")
+            if self.gamma_l is None:
+                raise ValueError(f"gamma_l=None: n1={self.n1} makes a long-tailed labeled set; give gamma_l >= 1")
+            made = {"m1": self.m1, "gamma_u": self.gamma_u}
+            for name, value in made.items():
+                if (value is None) != (self.unlabeled == "unknown"):
+                    raise ValueError(
+                        f"{name}={value} with unlabeled={self.unlabeled!r}: give {name} for equal, uniform and "
+                        "reversed, and leave it None for unknown"
+                    )
+            if self.unlabeled == "uniform" and self.gamma_u != 1:
+                raise ValueError(f"gamma_u={self.gamma_u} with unlabeled='uniform': uniform means gamma_u = 1")
+        if "daso" in self.rebalance and self.fixed_blend is None and self.pretrain_steps < self.refresh_steps:
+            raise ValueError(
+                f"pretrain_steps={self.pretrain_steps} is smaller than refresh_steps={self.refresh_steps}: blending "
+                "would start with an empty histogram (0/0); choose pretrain_steps >= refresh_steps, or a fixed_blend"
+            )
+        return self
+
+    def learner_settings(self):
+        """Return the settings of the base learner's step, by name."""
+        return {name: getattr(self, name) for name in LEARNERS[self.method].settings}
+
+    def without_effect(self):
+        """Return the settings that change nothing in this run, by name, with the reason."""
+        learner = LEARNERS[self.method]
+        parts = [REBALANCERS[name] for name in self.rebalance]
+        used = {*learner.settings, *(name for part in parts for name in part.settings)}
+        specific = {name for line in (*LEARNERS.values(), *REBALANCERS.values()) for name in line.settings}
+        combination = " + ".join((self.method, *self.rebalance))
+        unused = {name: f"{combination} has no such setting" for name in specific - used}
+        if not learner.views:
+            unused["mu"] = f"{self.method} uses no unlabeled images"
+        if not learner.ema:
+            unused |= dict.fromkeys(("ema_decay", "ema_weight_decay"), f"{self.method} keeps no moving average")
+        if self.schedule != "multistep":
+            unused |= dict.fromkeys(("milestones", "lr_decay"), f"schedule={self.schedule!r} has no milestones")
+        if self.schedule != "cosine":
+            unused["cosine_ratio"] = f"schedule={self.schedule!r} has no such ratio"
+        if self.warmup_steps == 0:
+            unused |= dict.fromkeys(("warmup_factor", "warmup_shape"), "there is no warm-up")
+        if self.fixed_blend is not None:
+            unused["dist_temperature"] = "with a fixed_blend no histogram is used"
+        if self.prototypes_from == "student":
+            unused["ema_train_mode"] = "the prototypes come from the student"
+        unused.pop("total_steps", None)  # whoever names it as a setting, every run has a length
+        return unused
+
+    def identity(self):
+        """Everything that makes this run another run, as JSON types: what has an effect, but not `NOT_IDENTITY`."""
+        values = self.model_dump(mode="json", exclude={*NOT_IDENTITY, *self.without_effect()})
+        return values | {"dataset": dataset_name(self.dataset)}  # the path of the data is not part of it
+
+    def run_name(self):
+        """``<dataset>-<method>-<rebalance>-s<seed>-<8 hex>``, the last part a hash of `identity`."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        parts = [dataset_name(self.dataset), self.method, *self.rebalance, f"s{self.seed}", digest]
+        return "-".join(parts)
+
+
+def dataset_name(dataset):
+    """Name of a data set: the name itself, or the stem of a path.
+
+    Examples
+    --------
+    >>> dataset_name("cifar10"), dataset_name("data/cifar10.npz"), dataset_name("photos/birds/")
+    ('cifar10', 'cifar10', 'birds')
+    """
+    return Path(dataset).name.removesuffix(".npz")
+
+
+# The paper's data sets (section 4.1, table 1), and the embedded one; other data keep their natural imbalance.
+SPLITS = {
+    "cifar10": {"n1": 1500, "m1": 3000, "gamma_l": 100, "n_val": 5000},
+    "cifar100": {"n1": 150, "m1": 300, "gamma_l": 10, "n_val": 5000},
+    "stl10": {"n1": 150, "gamma_l": 10, "n_val": 500, "unlabeled": "unknown", "train_resolution": 32},
+    "mnist5k": {"n1": 60, "m1": 300, "gamma_l": 30, "n_val": 0, "unlabeled": "reversed", "flip": False},
+}
+PRESETS = ("paper", "cpu")
+
+
+def paper_dist_temperature(dataset, unlabeled, gamma_l, gamma_u):
+    """T_dist as the paper sets it: 1.5 for CIFAR10-LT with gamma_u = gamma_l, .3 everywhere else.
+
+    Examples
+    --------
+    >>> paper_dist_temperature("cifar10", "equal", 100, 100), paper_dist_temperature("cifar10", "reversed", 100, 100)
+    (1.5, 0.3)
+    """
+    return 1.5 if dataset == "cifar10" and unlabeled == "equal" and gamma_l == gamma_u else 0.3
+
+
+def paper_settings(dataset, method, rebalance, total_steps):
+    """Return the paper's settings (section 4.1 and appendix), which depend on method and length; `Config` names them.
+
+    Parameters
+    ----------
+    dataset : str
+        As `dataset_name` gives it.
+    method : str
+        A base learner.
+    rebalance : tuple of str
+        In table order.
+    total_steps : int
+        T.
+
+    Returns
+    -------
+    dict
+    """
+    supervised = not LEARNERS[method].views
+    return {
+        "resolution": None, "n1": None, "m1": None, "gamma_l": None, "n_val": 0, "labeled_indices": None,
+        "unlabeled": "equal" if dataset in SPLITS else "unknown", "flip": True, "train_resolution": None,
+        "depth": 28, "width": 2, "batch_size": 64, "mu": 2,
+        "lr": 0.1 if supervised else 0.03, "momentum": 0.9, "weight_decay": 5e-4,
+        "schedule": "multistep" if supervised else "constant",
+        "warmup_steps": int(0.025 * total_steps) if supervised else 0, "warmup_factor": 0.0,
+        "warmup_shape": "linear",
+        "milestones": (int(0.8 * total_steps), int(0.9 * total_steps)) if supervised else (),
+        "lr_decay": 0.01, "cosine_ratio": 7, "ema_decay": 0.999, "ema_weight_decay": 0.0,
+        "threshold": 0.95, "lambda_u": 1.0,
+        "la_tau": 1.0, "cb_beta": 0.999, "ldam_max_margin": 0.5, "ldam_scale": 30.0,
+        "reweight_warmup_steps": int(0.8 * total_steps) if "ldam_drw" in rebalance else 0,
+        "pretrain_steps": 5000, "refresh_steps": 100, "proto_temperature": 0.05, "fixed_blend": None,
+        "lambda_align": 1.0, "queue_size": 256, "queue_sizing": "balanced", "prototypes_from": "ema",
+        "ema_train_mode": True, "eval_steps": 500, "eval_images": None, "precision": "fp32", "channels_last": False,
+    }
+
+
+def cpu_settings(total_steps):
+    """Return what the CPU preset changes in the paper's: a small network, and periods that fit a short run.
+
+    With T far below 250,000 the paper's constants cannot act, so they are scaled: an evaluation every T / 100 steps,
+    all but the last 20 on 2,000 test images, a faster moving average, and P and the histogram's period as shares of T.
+
+    Examples
+    --------
+    >>> {name: cpu_settings(10_000)[name] for name in ("eval_steps", "refresh_steps", "pretrain_steps")}
+    {'eval_steps': 100, 'refresh_steps': 100, 'pretrain_steps': 200}
+    """
+    period = max(1, total_steps // 100)
+    return {
+        "depth": 10, "width": 1, "batch_size": 32, "precision": "bf16", "channels_last": True, "ema_decay": 0.99,
+        "eval_steps": period, "eval_images": 2000, "refresh_steps": period,
+        "pretrain_steps": max(int(0.02 * total_steps), period),
+    }
+
+
+def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_steps=None, threads=None, device="auto",
+                **changes):
+    """Build a `Config` from a preset and what shall differ from it.
+
+    Parameters
+    ----------
+    preset : {"paper", "cpu"}
+        ``paper``: WRN-28-2, B = 64, mu = 2, 250,000 steps. ``cpu``: WRN-10-1, B = 32, 10,000 steps.
+    dataset : str
+        A name of `dasolib.data`, or a path; a file or folder called like a known set gets its split settings.
+    method, rebalance, seed
+        As in `Config`; `rebalance` may be a comma-separated string.
+    total_steps, threads : int, optional
+        Default: the preset's length, and the number of CPU cores this process may use.
+    device : str
+        ``auto`` takes a GPU if there is one.
+    **changes
+        Any other field of `Config`.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    ValueError
+        Naming the argument, its value and the choices; also for a change that would have no effect.
+
+    Examples
+    --------
+    >>> config = make_config("cpu", dataset="mnist5k", method="fixmatch", rebalance="daso", total_steps=600)
+    >>> config.n1, config.unlabeled, config.pretrain_steps, config.dist_temperature
+    (60, 'reversed', 12, 0.3)
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset={preset!r}: choose one of {', '.join(PRESETS)}")
+    rebalance = parse_rebalance(rebalance)
+    check_combination(method, rebalance)
+    unknown = sorted(set(changes) - set(Config.model_fields))
+    if unknown:
+        choices = ", ".join(Config.model_fields)
+        raise ValueError(f"{unknown[0]}={changes[unknown[0]]!r}: no such setting; choose from {choices}")
+    name = dataset_name(dataset)
+    total_steps = total_steps if total_steps is not None else {"paper": 250_000, "cpu": 10_000}[preset]
+    settings = paper_settings(name, method, rebalance, total_steps)
+    settings |= cpu_settings(total_steps) if preset == "cpu" else {}
+    settings |= SPLITS.get(name, {}) | changes
+    if "gamma_u" not in settings:
+        settings["gamma_u"] = {"uniform": 1.0, "unknown": None}.get(settings["unlabeled"], settings["gamma_l"])
+    if "dist_temperature" not in settings:
+        relevant = (settings["unlabeled"], settings["gamma_l"], settings["gamma_u"])
+        settings["dist_temperature"] = paper_dist_temperature(name, *relevant)
+    threads = threads if threads is not None else len(os.sched_getaffinity(0))
+    try:
+        config = Config(dataset=dataset, method=method, rebalance=rebalance, seed=seed, total_steps=total_steps,
+                        threads=threads, device=device, **settings)
+    except ValidationError as error:
+        raise ValueError(_readable(error)) from None
+    for name, reason in config.without_effect().items():
+        if name in changes:
+            raise ValueError(f"{name}={changes[name]!r} would change nothing: {reason}")
+    return config
+
+
+def _readable(error):
+    """One line for each wrong setting: its name, its value and what would be right."""
+    lines = []
+    for problem in error.errors():
+        message = problem["msg"].removeprefix("Value error, ")
+        place = ".".join(str(part) for part in problem["loc"])
+        lines.append(f"{place}={problem['input']!r}: {message}" if place else message)
+    return "\n".join(lines)
+
+
+def check_parameters(cells):
+    r"""Refuse a parameter that a notebook does not declare; papermill itself only warns.
+
+    Parameters
+    ----------
+    cells : list of str
+        The code run so far, IPython's ``In``: the cell that declares the parameters with types, and after it,
+        if papermill injected one, the cell that begins with ``# Parameters``.
+
+    Raises
+    ------
+    ValueError
+        Naming the parameter, its value and the declared ones.
+
+    Examples
+    --------
+    >>> check_parameters(["seed: int = 0", "# Parameters\nsead = 1"])
+    Traceback (most recent call last):
+    ValueError: sead=1: this notebook has no such parameter; choose from seed
+    """
+    declared = {}
+    for cell in cells:
+        if cell.startswith("# Parameters\n"):
+            for node in ast.parse(cell).body:
+                if isinstance(node, ast.Assign) and node.targets[0].id not in declared:
+                    name, value = node.targets[0].id, ast.unparse(node.value)
+                    choices = ", ".join(declared)
+                    raise ValueError(f"{name}={value}: this notebook has no such parameter; choose from {choices}")
+        elif not declared:
+            tree = _parse_or_none(cell)
+            nodes = tree.body if tree else []
+            declared = {n.target.id: n for n in nodes if isinstance(n, ast.AnnAssign)}
+
+
+def _parse_or_none(cell):
+    try:
+        return ast.parse(cell)
+    except SyntaxError:  # a cell with IPython magics declares no parameters
+        return None

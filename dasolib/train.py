@@ -1,0 +1,255 @@
+"""A run from configuration to result: set up, loop, evaluate, checkpoint, finish. Knows no method by name."""
+
+import functools
+import time
+
+import torch
+from safetensors.torch import save_file
+from torch.utils.tensorboard import SummaryWriter
+from tqdm.auto import tqdm
+
+from dasolib import augment
+from dasolib.batches import Batches, make_split
+from dasolib.data import DATASETS, load_data
+from dasolib.diagnostics import PseudoLabelCounts, accuracy
+from dasolib.ema import EMA
+from dasolib.evaluation import TestSet, outputs, summarize
+from dasolib.methods import LEARNERS
+from dasolib.models import WideResNet
+from dasolib.rebalance import build_rebalance
+from dasolib.run_folder import RunFolder, environment, project_root, resolve, write_json, write_npz
+from dasolib.schedules import lr_at
+from dasolib.seeds import host_generator
+
+
+def run(config, run_dir=None, *, progress=True):
+    """Train what `config` describes, or go on where an interrupted run stopped, and return its result.
+
+    Parameters
+    ----------
+    config : dasolib.config.Config
+    run_dir : path, optional
+        Default ``runs/<config.run_name()>``; a relative path starts from the project's root.
+    progress : bool
+        Print device and data, and show a progress bar.
+
+    Returns
+    -------
+    dict
+        As in ``result.json``: accuracies in [0, 1], with and without logit adjustment at test time.
+
+    Raises
+    ------
+    ValueError
+        Before anything is written: if data, split or folder do not fit the configuration.
+    FloatingPointError
+        If a loss was NaN or infinite: names the first such step and its terms. No checkpoint is written after it.
+    """
+    device = choose_device(config.device)
+    torch.set_num_threads(config.threads)
+    data = load_data(config.dataset if config.dataset in DATASETS else resolve(config.dataset),
+                     root=project_root() / "data", resolution=config.resolution)
+    normalize = functools.partial(
+        augment.normalize, mean=data.mean, std=data.std, resolution=config.train_resolution,
+        memory_format=torch.channels_last if config.channels_last else torch.contiguous_format,
+    )
+    batches = Batches(config, data, make_split(config, data), normalize, device)
+    test = TestSet(data, config, batches.prior, normalize, device)
+    run_dir = resolve(run_dir or f"runs/{config.run_name()}")
+    say = tqdm.write if progress else lambda text: None
+
+    with RunFolder(run_dir, config, data.fingerprint) as folder:
+        result = folder.result()
+        if result is not None:
+            say(f"{run_dir.name} is finished; nothing to do")
+            return result
+        training = Training(config, batches.labeled_counts, data.x_train.shape[1], device)
+        start, seconds = training.restore(folder.load_checkpoint(device))
+        metrics, counts = folder.cut_back(start)
+        folder.begin_session(environment(device, config.threads), start)
+        say(f"{run_dir.name}: {len(batches.x)} labeled, {len(batches.u)} unlabeled, {len(test.images)} test images; "
+            f"{device}, {config.threads} threads, {config.precision}" + (f", from step {start}" if start else ""))
+        events = SummaryWriter(folder.path / "events")
+        for record in metrics:
+            write_events(events, record)
+        window = Window(data.n_classes, device)
+        began, window_began = time.perf_counter() - seconds, time.perf_counter()
+
+        name = "-".join((config.method, *config.rebalance))
+        for t in tqdm(range(start, config.total_steps), desc=name, initial=start, total=config.total_steps,
+                      disable=not progress, mininterval=1):
+            batch, u_target = batches.at(t)
+            out = training.step(batch, t)
+            window.add(out, u_target, t)
+
+            if (t + 1) % config.eval_steps == 0 or t + 1 == config.total_steps:
+                window.stop_if_not_finite()
+                n_steps = t + 1 - (metrics[-1]["step"] if metrics else 0)
+                speed = n_steps * batches.images_per_step / (time.perf_counter() - window_began)
+                plain, adjusted = test.evaluate(training.evaluated, step=t + 1)
+                metrics.append({
+                    "step": t + 1, "lr": training.lr_at(t), "losses": window.mean_losses(n_steps),
+                    "mask_rate": window.mask_rate(), "accuracy": float(accuracy(plain)),
+                    "accuracy_adjusted": float(accuracy(adjusted)), "test_images": int(plain.sum()),
+                    "images_per_s": round(speed, 1), "seconds": round(time.perf_counter() - began, 3),
+                })
+                counts["step"].append(t + 1)
+                counts["pseudo_labels"].append(window.counts.take())
+                counts["test"].append(plain)
+                counts["test_adjusted"].append(adjusted)
+                folder.append_metrics(metrics[-1])
+                folder.write_counts(counts)
+                write_events(events, metrics[-1])
+                folder.save_checkpoint(training.state(t + 1, metrics[-1]["seconds"]))
+                window, window_began = Window(data.n_classes, device), time.perf_counter()
+
+        events.close()
+        training.save_network(folder.path, data)
+        write_npz(folder.path / "outputs.npz", outputs(training, test, batches, config.total_steps))
+        result = summarize(metrics, counts, batches.labeled_counts.tolist())
+        write_json(folder.path / "result.json", result)  # last: its presence says that the run is finished
+    return result
+
+
+def choose_device(name):
+    """Return the `torch.device` for a configuration's ``device``; ``auto`` is a GPU if there is one, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={name!r}: choose auto, or a device that torch has here ({reason})") from None
+    return device
+
+
+class Training:
+    """Everything that training changes: network, moving average, optimiser, and state of the re-balancing methods.
+
+    Parameters
+    ----------
+    config : dasolib.config.Config
+    labeled_counts : Tensor of shape (K,)
+    in_channels : int
+        Channels of the images.
+    device : torch.device
+    """
+
+    def __init__(self, config, labeled_counts, in_channels, device):
+        learner = LEARNERS[config.method]
+        self.net = WideResNet(
+            depth=config.depth, width=config.width, n_classes=len(labeled_counts), in_channels=in_channels,
+            precision=config.precision, generator=host_generator(config.seed, "initial weights"),
+        ).to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+        self.ema = EMA(self.net, cap=config.ema_decay, weight_decay=config.ema_weight_decay) if learner.ema else None
+        self.rebalance = build_rebalance(config, labeled_counts, self.net.feat_dim).to(device)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True,
+                                         weight_decay=config.weight_decay, fused=True)
+        self.learner_step = functools.partial(learner.step, **config.learner_settings())
+        self.lr_at = functools.partial(
+            lr_at, lr=config.lr, schedule=config.schedule, total_steps=config.total_steps,
+            warmup_steps=config.warmup_steps, warmup_factor=config.warmup_factor,
+            warmup_shape=config.warmup_shape, milestones=config.milestones, lr_decay=config.lr_decay,
+            cosine_ratio=config.cosine_ratio,
+        )
+
+    @property
+    def evaluated(self):
+        """The network that is evaluated: the moving average where the method keeps one."""
+        return self.net if self.ema is None else self.ema.model
+
+    def step(self, batch, t):
+        """Take optimizer step `t` (from 0) on a `Batch`; return the method's `StepOutput`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr_at(t)
+        self.net.train()
+        out = self.learner_step(self.net, self.ema, batch, self.rebalance, t=t)
+        self.optimizer.zero_grad(set_to_none=True)
+        sum(out.losses.values()).backward()
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.net, t, lr=self.lr_at(t + 1))
+        self.rebalance.end_step(out.labels, t)
+        return out
+
+    def state(self, step, seconds):
+        """State after `step` steps, as a checkpoint stores it; random numbers need none, see `dasolib.seeds`."""
+        return {
+            "step": step, "seconds": seconds, "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.model.state_dict(), "rebalance": self.rebalance.state_dict(),
+        }
+
+    def restore(self, state):
+        """Take over a checkpoint's state, if there is one; return the steps done and the seconds they took."""
+        if state is None:
+            return 0, 0.0
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rebalance.load_state_dict(state["rebalance"])
+        if self.ema is not None:
+            self.ema.model.load_state_dict(state["ema"])
+        return state["step"], state["seconds"]
+
+    def save_network(self, path, data):
+        """Write the evaluated network as ``model.safetensors`` and how to rebuild it as ``model.json``."""
+        weights = {name: tensor.contiguous() for name, tensor in self.evaluated.state_dict().items()}
+        save_file(weights, path / "model.safetensors")
+        write_json(path / "model.json", {
+            "network": "WideResNet", "depth": len(self.net.units[0]) * 6 + 4, "width": self.net.feat_dim // 64,
+            "n_classes": data.n_classes, "in_channels": data.x_train.shape[1], "class_names": data.class_names,
+            "mean": data.mean, "std": data.std, "evaluated": "student" if self.ema is None else "ema",
+        })
+
+
+class Window:
+    """What the steps between two evaluations add up to, on the device; read back only at the evaluation."""
+
+    def __init__(self, n_classes, device):
+        self.counts = PseudoLabelCounts(n_classes, device)
+        self.losses = {}
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)  # first step with a loss not finite
+        self.bad_losses = {}
+
+    @torch.no_grad()
+    def add(self, out, u_target, t):
+        """Add the `StepOutput` of step `t` and the hidden classes of its unlabeled images."""
+        is_first = (self.first_bad < 0) & ~torch.isfinite(sum(out.losses.values()))
+        self.first_bad = torch.where(is_first, t, self.first_bad)
+        for name, loss in out.losses.items():
+            self.losses[name] = self.losses.get(name, 0) + loss
+            self.bad_losses[name] = torch.where(is_first, loss, self.bad_losses.get(name, torch.zeros_like(loss)))
+        if out.labels is not None:
+            self.counts.add(out.labels, out.mask, u_target)
+
+    def stop_if_not_finite(self):
+        """Raise `FloatingPointError` if the loss of a step was NaN or infinite."""
+        step = int(self.first_bad)
+        if step >= 0:
+            terms = ", ".join(f"{name} = {float(loss)}" for name, loss in self.bad_losses.items())
+            raise FloatingPointError(f"the loss is not finite since step {step}: {terms}. The checkpoint before it is "
+                                     "kept; a smaller learning rate or precision='fp32' may help")
+
+    def mean_losses(self, n_steps):
+        """Mean of each loss term over the window's steps."""
+        return {name: float(total) / n_steps for name, total in self.losses.items()}
+
+    def mask_rate(self):
+        """Share of pseudo-labels in the loss, in [0, 1]; None for a method without pseudo-labels."""
+        final, confident = self.counts.counts[2].sum(), self.counts.counts[3].sum()
+        return float(confident / final) if final else None
+
+
+def write_events(events, record):
+    """Write one line of ``metrics.jsonl`` to TensorBoard."""
+    flat = {name: value for name, value in record.items() if name not in ("step", "losses")}
+    flat |= {f"loss/{name}": value for name, value in record["losses"].items()}
+    for name, value in flat.items():
+        if value is not None:
+            events.add_scalar(name, value, record["step"])

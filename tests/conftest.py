@@ -1,0 +1,50 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def golden_folders():
+    """Folders of reference numbers: the one that ships with the tests, then the one DASO_GOLDEN names, if it is set.
+
+    Returns
+    -------
+    list of Path
+        One or two absolute paths.
+
+    Raises
+    ------
+    ValueError
+        If DASO_GOLDEN names no folder: to go on without it would report a check that never ran.
+    """
+    folders = [Path(__file__).resolve().parent / "data" / "golden"]
+    named = os.environ.get("DASO_GOLDEN")
+    if named:
+        if not Path(named).is_dir():
+            raise ValueError(f"DASO_GOLDEN must name an existing folder, got {named!r}; unset it to do without")
+        folders.append(Path(named).resolve())
+    return folders
+
+
+FOLDERS = golden_folders()
+
+
+@pytest.fixture(scope="session", params=FOLDERS, ids=["shipped", "DASO_GOLDEN"][: len(FOLDERS)])
+def golden_folder(request):
+    """Run a test once for each folder of reference numbers."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Start every test on one thread: sums round the same on every machine, and a run may have set another number."""
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none here"))
