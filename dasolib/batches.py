@@ -42,6 +42,10 @@ class Batches:
         Labeled images of each class, on `device`.
     prior : Tensor of shape (K,)
         Their shares.
+    unlabeled_index : ndarray of shape (U,)
+        Position of each unlabeled image in the training images or in the separate pile.
+    unlabeled_names : tuple of U str or None
+        Their file names, where the pile of a folder has them.
 
     Raises
     ------
@@ -56,10 +60,10 @@ class Batches:
         labels = data.y_train[split.labeled]
         self.x, self.y = x_train[split.labeled], labels.to(device)
         if split.unlabeled is None:
-            self.unlabeled_index = np.arange(len(data.x_unlabeled))
+            self.unlabeled_index, self.unlabeled_names = np.arange(len(data.x_unlabeled)), data.unlabeled_names
             self.u, self.u_target = data.x_unlabeled.to(device), data.y_unlabeled.to(device)
         else:
-            self.unlabeled_index = split.unlabeled
+            self.unlabeled_index, self.unlabeled_names = split.unlabeled, None
             self.u, self.u_target = x_train[split.unlabeled], data.y_train[split.unlabeled].to(device)
         self.labeled_counts = torch.bincount(labels, minlength=data.n_classes).to(device)
         self.prior = self.labeled_counts / self.labeled_counts.sum()

@@ -23,7 +23,7 @@ class Config(BaseModel):
     Build it with `make_config`, which starts from a preset and turns a wrong value into a readable `ValueError`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # What is run
     dataset: str  # a name of `dasolib.data`, an .npz file or an image folder
@@ -114,6 +114,8 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _fields_agree(self):
         check_combination(self.method, self.rebalance)
+        if self.schedule == "multistep" and not self.milestones:
+            raise ValueError("schedule='multistep' with milestones=(): give the steps at which the learning rate drops")
         if self.n1 is None:
             for name in ("m1", "gamma_l", "gamma_u"):
                 value = getattr(self, name)
@@ -272,6 +274,11 @@ def cpu_settings(total_steps):
     }
 
 
+def available_cores():
+    """CPU cores that this process may use; all of the machine's where the system does not tell, as on macOS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_steps=None, threads=None, device="auto",
                 **changes):
     """Build a `Config` from a preset and what shall differ from it.
@@ -308,6 +315,10 @@ def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_
     """
     if preset not in PRESETS:
         raise ValueError(f"preset={preset!r}: choose one of {', '.join(PRESETS)}")
+    if not isinstance(dataset, str) or not dataset:
+        raise ValueError(f"dataset={dataset!r}: must be the name of a data set, or a path as text")
+    if total_steps is not None and not (isinstance(total_steps, int | float) and total_steps % 1 == 0):
+        raise ValueError(f"total_steps={total_steps!r}: must be a whole number >= 1")
     rebalance = parse_rebalance(rebalance)
     check_combination(method, rebalance)
     unknown = sorted(set(changes) - set(Config.model_fields))
@@ -324,7 +335,7 @@ def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_
     if "dist_temperature" not in settings:
         relevant = (settings["unlabeled"], settings["gamma_l"], settings["gamma_u"])
         settings["dist_temperature"] = paper_dist_temperature(name, *relevant)
-    threads = threads if threads is not None else len(os.sched_getaffinity(0))
+    threads = threads if threads is not None else available_cores()
     try:
         config = Config(dataset=dataset, method=method, rebalance=rebalance, seed=seed, total_steps=total_steps,
                         threads=threads, device=device, **settings)

@@ -1,12 +1,16 @@
 """What a trained network is worth: test counts along the way, stored outputs, and the numbers that are reported."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
+from torch import Tensor
 
 from dasolib.diagnostics import accuracy as accuracy_of
 from dasolib.diagnostics import class_groups, confusion_counts, recall
+from dasolib.pseudo_labels import PseudoLabels
 from dasolib.rebalance.logit_adjustment import adjust_for_balanced_test
 from dasolib.seeds import host_generator
 
@@ -79,7 +83,65 @@ class TestSet:
         return tuple(confusion_counts(self.target[rows], classes, k)[:k].cpu().numpy() for classes in predicted)
 
 
-def outputs(training, test, batches, step):
+class PseudoLabeled(NamedTuple):
+    """What the evaluated network says of the unlabeled images, in their order."""
+
+    feats: Tensor  # (U, feat_dim)
+    labels: PseudoLabels  # (U, K) each
+
+
+def pseudo_label(training, test, batches, *, t):
+    """Pseudo-label all unlabeled images, not augmented, with the evaluated network.
+
+    Parameters
+    ----------
+    training : dasolib.train.Training
+    test : TestSet
+    batches : dasolib.batches.Batches
+    t : int
+        Step (from 0) as which the re-balancing methods refine the labels; before DASO's start they stay linear.
+
+    Returns
+    -------
+    PseudoLabeled or None
+        None if there are no unlabeled images.
+    """
+    if len(batches.u) == 0:
+        return None
+    feats, logits = predict(training.evaluated, batches.u, test.normalize)
+    return PseudoLabeled(feats, training.rebalance.refine(logits.softmax(dim=-1), feats, t))
+
+
+def predictions(probs, class_names, *, index, files=None):
+    """Tabulate the most likely class of each unlabeled image, as ``predictions.csv`` holds it.
+
+    Parameters
+    ----------
+    probs : Tensor of shape (U, K)
+        Final pseudo-labels.
+    class_names : sequence of K str
+    index : ndarray of shape (U,)
+        Position of each image in the training images or in the separate pile.
+    files : sequence of U str, optional
+        Their names, where images have one.
+
+    Returns
+    -------
+    DataFrame
+        ``index``, ``file`` (only if there are names), ``class`` (its name) and ``confidence`` in [0, 1].
+
+    Examples
+    --------
+    >>> predictions(torch.tensor([[0.25, 0.75]]), ("cat", "dog"), index=np.array([7]), files=("a.png",))
+       index   file class  confidence
+    0      7  a.png   dog        0.75
+    """
+    confidence, predicted = (values.cpu().numpy() for values in probs.max(dim=-1))
+    columns = {"index": index} | ({} if files is None else {"file": files})
+    return pd.DataFrame(columns | {"class": np.array(class_names)[predicted], "confidence": confidence})
+
+
+def outputs(training, test, batches, pseudo_labeled):
     """Return what the evaluated network says of test and unlabeled images, as arrays for ``outputs.npz``.
 
     Parameters
@@ -87,8 +149,8 @@ def outputs(training, test, batches, step):
     training : dasolib.train.Training
     test : TestSet
     batches : dasolib.batches.Batches
-    step : int
-        Steps done, which decides what kind of pseudo-labels there are.
+    pseudo_labeled : PseudoLabeled or None
+        From `pseudo_label`.
 
     Returns
     -------
@@ -100,9 +162,8 @@ def outputs(training, test, batches, step):
     """
     arrays = {"test_logits": predict(training.evaluated, test.images, test.normalize)[1], "test_target": test.target,
               "unlabeled_index": torch.as_tensor(batches.unlabeled_index), "unlabeled_target": batches.u_target}
-    if len(batches.u):
-        feats, logits = predict(training.evaluated, batches.u, test.normalize)
-        labels = training.rebalance.refine(logits.softmax(dim=-1), feats, step)
+    if pseudo_labeled is not None:
+        feats, labels = pseudo_labeled
         arrays |= {name: probs.half() for name, probs in labels._asdict().items() if probs is not None}
         rows = torch.randperm(len(feats), generator=host_generator(0, "stored features"))
         rows = rows[:STORED_FEATURES].sort().values

@@ -1,6 +1,5 @@
 """A run's folder: who owns it, what is in it, and how it survives being killed at any moment."""
 
-import contextlib
 import fcntl
 import io
 import json
@@ -64,14 +63,17 @@ def environment(device, threads):
     """Return what a run happened in, as JSON types: versions, processor, device, threads, commit, dirty or not."""
 
     def git(*command):
-        ran = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        try:
+            ran = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True)
+        except FileNotFoundError:  # no git on this machine
+            return None
         return ran.stdout.strip() if ran.returncode == 0 else None
 
     status = git("status", "--porcelain", "--untracked-files=no")
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
-        "platform": platform.platform(),
+        "platform": f"{platform.system()}-{platform.machine()}",
         "processor": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": threads,
@@ -107,12 +109,16 @@ class RunFolder:
         """Check that the folder is free for this run, and take it."""
         self._check_record()  # before anything is written
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held as long as the folder is owned
+        self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held as long as the folder is owned
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when its owner dies
+            self._check_record()  # again: another process may have come first
         except BlockingIOError:
             self._lock.close()
             raise ValueError(f"run_dir={self.path}: another process is working in this folder") from None
+        except ValueError:
+            self._lock.close()
+            raise
         return self
 
     def __exit__(self, *error):
@@ -121,8 +127,10 @@ class RunFolder:
 
     def _check_record(self):
         file = self.path / "config.json"
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"run_dir={self.path} is a file; choose a folder, which may be absent")
         if not file.exists():
-            strangers = [p.name for p in self.path.glob("*.json*")] if self.path.exists() else []
+            strangers = sorted(p.name for p in self.path.glob("*.json*") if p.suffix != ".tmp")
             if strangers:
                 raise ValueError(f"run_dir={self.path} holds {strangers[0]} but no config.json: not a run")
             return
@@ -200,6 +208,7 @@ class RunFolder:
                 continue
             if problems:
                 warnings.warn(f"{self.path}: {problems[0]}; {file.name} of step {state['step']} is used", stacklevel=2)
+                os.replace(self.previous, self.checkpoint)  # else the next save would keep the damaged one instead
             return state
         if problems:
             raise ValueError(f"{self.path}: {'; '.join(problems)}; move the folder away to start the run anew")
@@ -220,22 +229,33 @@ class RunFolder:
         metrics : list of dict
         counts : dict of str to list
             As `write_counts` takes them.
+
+        Raises
+        ------
+        ValueError
+            If one of the files is damaged, or lacks an evaluation that the checkpoint's `step` has behind it.
         """
-        file, arrays = self.path / "metrics.jsonl", self.path / "pseudo_labels.npz"
         metrics, counts = [], {name: [] for name in COUNTS}
         if step:
-            lines = file.read_text().splitlines() if file.exists() else []
-            for line in lines:
-                with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut short
-                    metrics.append(json.loads(line))
+            try:
+                lines = (self.path / "metrics.jsonl").read_text().splitlines(keepends=True)
+                # A kill may have cut the last line short, and no other.
+                metrics = [json.loads(line) for line in lines if line.endswith("\n")]
+                with np.load(self.path / "pseudo_labels.npz", allow_pickle=False) as there:
+                    kept = int((there["step"] <= step).sum())
+                    counts = {name: list(there[name][:kept]) for name in COUNTS}
+            except Exception as error:  # whatever damage makes of a file
+                raise ValueError(f"{self.path}: metrics.jsonl or pseudo_labels.npz is damaged or missing ({error}); "
+                                 "move the folder away to start the run anew") from error
             metrics = [record for record in metrics if record["step"] <= step]
-            if not metrics or metrics[-1]["step"] != step:
-                raise ValueError(f"{file} lacks the evaluation at step {step} that the checkpoint has; "
-                                 "move the folder away to start the run anew")
-            with np.load(arrays, allow_pickle=False) as there:
-                kept = int((there["step"] <= step).sum())
-                counts = {name: list(there[name][:kept]) for name in COUNTS}
-        write_bytes(file, "".join(json.dumps(record) + "\n" for record in metrics).encode())
+            if [record["step"] for record in metrics] != counts["step"] or step not in counts["step"]:
+                raise ValueError(f"{self.path}: metrics.jsonl or pseudo_labels.npz lacks an evaluation up to step "
+                                 f"{step}, where the checkpoint is; move the folder away to start the run anew")
+            self.write_counts(counts)
+        else:
+            (self.path / "pseudo_labels.npz").unlink(missing_ok=True)
+        lines = [json.dumps(record) + "\n" for record in metrics]
+        write_bytes(self.path / "metrics.jsonl", "".join(lines).encode())
         shutil.rmtree(self.path / "events", ignore_errors=True)  # written anew from the metrics
         return metrics, counts
 

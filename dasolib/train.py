@@ -4,20 +4,20 @@ import functools
 import time
 
 import torch
-from safetensors.torch import save_file
+from safetensors import torch as safetensors
 from torch.utils.tensorboard import SummaryWriter
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from dasolib import augment
 from dasolib.batches import Batches, make_split
 from dasolib.data import DATASETS, load_data
 from dasolib.diagnostics import PseudoLabelCounts, accuracy
 from dasolib.ema import EMA
-from dasolib.evaluation import TestSet, outputs, summarize
+from dasolib.evaluation import TestSet, outputs, predictions, pseudo_label, summarize
 from dasolib.methods import LEARNERS
 from dasolib.models import WideResNet
 from dasolib.rebalance import build_rebalance
-from dasolib.run_folder import RunFolder, environment, project_root, resolve, write_json, write_npz
+from dasolib.run_folder import RunFolder, environment, project_root, resolve, write_bytes, write_json, write_npz
 from dasolib.schedules import lr_at
 from dasolib.seeds import host_generator
 
@@ -65,8 +65,8 @@ def run(config, run_dir=None, *, progress=True):
             return result
         training = Training(config, batches.labeled_counts, data.x_train.shape[1], device)
         start, seconds = training.restore(folder.load_checkpoint(device))
-        metrics, counts = folder.cut_back(start)
         folder.begin_session(environment(device, config.threads), start)
+        metrics, counts = folder.cut_back(start)
         say(f"{run_dir.name}: {len(batches.x)} labeled, {len(batches.u)} unlabeled, {len(test.images)} test images; "
             f"{device}, {config.threads} threads, {config.precision}" + (f", from step {start}" if start else ""))
         events = SummaryWriter(folder.path / "events")
@@ -84,6 +84,7 @@ def run(config, run_dir=None, *, progress=True):
 
             if (t + 1) % config.eval_steps == 0 or t + 1 == config.total_steps:
                 window.stop_if_not_finite()
+                training.stop_if_not_finite(t)
                 n_steps = t + 1 - (metrics[-1]["step"] if metrics else 0)
                 speed = n_steps * batches.images_per_step / (time.perf_counter() - window_began)
                 plain, adjusted = test.evaluate(training.evaluated, step=t + 1)
@@ -104,8 +105,13 @@ def run(config, run_dir=None, *, progress=True):
                 window, window_began = Window(data.n_classes, device), time.perf_counter()
 
         events.close()
-        training.save_network(folder.path, data)
-        write_npz(folder.path / "outputs.npz", outputs(training, test, batches, config.total_steps))
+        training.save_network(folder.path, data, config.train_resolution)
+        pseudo_labeled = pseudo_label(training, test, batches, t=config.total_steps - 1)  # as in the last step
+        write_npz(folder.path / "outputs.npz", outputs(training, test, batches, pseudo_labeled))
+        if pseudo_labeled is not None:
+            table = predictions(pseudo_labeled.labels.final, data.class_names, index=batches.unlabeled_index,
+                                files=batches.unlabeled_names)
+            write_bytes(folder.path / "predictions.csv", table.to_csv(index=False, float_format="%.6f").encode())
         result = summarize(metrics, counts, batches.labeled_counts.tolist())
         write_json(folder.path / "result.json", result)  # last: its presence says that the run is finished
     return result
@@ -123,7 +129,7 @@ def choose_device(name):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" gives no numbers back
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={name!r}: choose auto, or a device that torch has here ({reason})") from None
@@ -179,6 +185,12 @@ class Training:
         self.rebalance.end_step(out.labels, t)
         return out
 
+    def stop_if_not_finite(self, t):
+        """Raise `FloatingPointError` if a weight is NaN or infinite after step `t`, though its loss was fine."""
+        if not torch.stack([weight.detach().sum() for weight in self.net.parameters()]).isfinite().all():
+            raise FloatingPointError(f"a weight is not finite after step {t}. The checkpoint before it is kept; a "
+                                     "smaller learning rate or precision='fp32' may help")
+
     def state(self, step, seconds):
         """State after `step` steps, as a checkpoint stores it; random numbers need none, see `dasolib.seeds`."""
         return {
@@ -197,14 +209,15 @@ class Training:
             self.ema.model.load_state_dict(state["ema"])
         return state["step"], state["seconds"]
 
-    def save_network(self, path, data):
-        """Write the evaluated network as ``model.safetensors`` and how to rebuild it as ``model.json``."""
+    def save_network(self, path, data, resolution):
+        """Write the evaluated network as ``model.safetensors``, and how to rebuild and feed it as ``model.json``."""
         weights = {name: tensor.contiguous() for name, tensor in self.evaluated.state_dict().items()}
-        save_file(weights, path / "model.safetensors")
+        write_bytes(path / "model.safetensors", safetensors.save(weights))
         write_json(path / "model.json", {
             "network": "WideResNet", "depth": len(self.net.units[0]) * 6 + 4, "width": self.net.feat_dim // 64,
-            "n_classes": data.n_classes, "in_channels": data.x_train.shape[1], "class_names": data.class_names,
-            "mean": data.mean, "std": data.std, "evaluated": "student" if self.ema is None else "ema",
+            "n_classes": data.n_classes, "in_channels": data.x_train.shape[1], "precision": self.net.precision,
+            "class_names": data.class_names, "mean": data.mean, "std": data.std, "resolution": resolution,
+            "evaluated": "student" if self.ema is None else "ema",
         })
 
 
@@ -253,3 +266,4 @@ def write_events(events, record):
     for name, value in flat.items():
         if value is not None:
             events.add_scalar(name, value, record["step"])
+    events.flush()  # a run that is stopped keeps them

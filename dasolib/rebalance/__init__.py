@@ -72,14 +72,17 @@ def parse_rebalance(text):
     Raises
     ------
     ValueError
-        If a name is unknown or given twice.
+        If a name is unknown or given twice, or if `text` is neither a string nor a list of strings.
 
     Examples
     --------
     >>> parse_rebalance("daso, la"), parse_rebalance("")
     (('la', 'daso'), ())
     """
-    names = [name.strip() for name in (text.split(",") if isinstance(text, str) else text)]
+    names = text.split(",") if isinstance(text, str) else text
+    if not isinstance(names, list | tuple | set | frozenset) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"rebalance={text!r}: must be text or a list of names; choose from {', '.join(REBALANCERS)}")
+    names = [name.strip() for name in names]
     names = [name for name in names if name]
     for name in names:
         if name not in REBALANCERS:

@@ -1,0 +1,240 @@
+"""From data and configuration to the batch of each step."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from dasolib import augment
+from dasolib.batches import Batches, make_split
+from dasolib.data import ImageData
+from tests.tiny import tiny_config
+
+K, SIDE, N_TRAIN = 4, 12, 40
+CPU = torch.device("cpu")
+
+
+def encoded(y, serial):
+    """Images (n, 1, SIDE, SIDE) whose every pixel is ``40 * class + serial``: flips and crops cannot hide which."""
+    return (40 * y + serial).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, SIDE, SIDE).contiguous()
+
+
+def toy_data(pile=False, names=None):
+    """Images whose pixels tell their class; those of the pile are brighter than all others."""
+    y = torch.arange(K).repeat_interleave(N_TRAIN)
+    y_pile = torch.tensor([0, 1, 2, 3, -1]).repeat(10)
+    more = {"x_unlabeled": encoded(torch.full_like(y_pile, 5), y_pile + 1), "y_unlabeled": y_pile,
+            "unlabeled_names": names} if pile else {}
+    return ImageData(name="toy", x_train=encoded(y, torch.arange(N_TRAIN).repeat(K)), y_train=y,
+                     x_test=encoded(y, torch.zeros(1, dtype=torch.int64)), y_test=y, class_names=tuple("abcd"),
+                     mean=(0.0,), std=(1 / 255,), **more)
+
+
+def make_batches(data=None, resolution=None, **changes):
+    """Batches whose normalised pixels are the bytes again."""
+    data = data if data is not None else toy_data()
+    config = tiny_config("toy", **changes)
+    normalize = functools.partial(augment.normalize, mean=data.mean, std=data.std, resolution=resolution)
+    return Batches(config, data, make_split(config, data), normalize, CPU)
+
+
+NATURAL = {"n1": None, "m1": None, "gamma_l": None, "unlabeled": "unknown"}
+
+
+def pixel(images):
+    """The one value of each image (n, 1, H, W), as whole numbers."""
+    assert (images.amax(dim=(1, 2, 3)) - images.amin(dim=(1, 2, 3)) < 1e-3).all()
+    return images.mean(dim=(1, 2, 3)).round().long()
+
+
+# ---- what is in a batch ----
+
+
+def test_a_batch_has_the_shapes_of_its_settings():
+    batch, target = make_batches(batch_size=3, mu=2).at(0)
+    assert batch.x.shape == (3, 1, SIDE, SIDE) and batch.y.shape == (3,)
+    assert {name: view.shape for name, view in batch.views.items()} == dict.fromkeys(("weak", "strong"),
+                                                                                    (6, 1, SIDE, SIDE))
+    assert target.shape == (6,) and batch.x.dtype == torch.float32
+
+
+def test_labels_belong_to_their_images_whatever_the_augmentation():
+    batches = make_batches(flip=True)
+    for t in range(20):
+        batch, target = batches.at(t)
+        assert torch.equal(pixel(batch.x) // 40, batch.y)
+        assert torch.equal(pixel(batch.views["weak"]) // 40, target)
+
+
+def test_all_views_show_the_same_images_in_the_same_order():
+    batches = make_batches()
+    batches.kinds = {"weak": "weak", "another": "weak"}
+    batch, _ = batches.at(3)
+    assert torch.equal(pixel(batch.views["weak"]), pixel(batch.views["another"]))
+
+
+def test_an_epoch_shows_every_image_once():
+    batches = make_batches(batch_size=3, mu=4)
+    n_x, n_u = len(batches.x), len(batches.u)
+    seen_x = torch.cat([pixel(batches.at(t)[0].x) for t in range(-(-n_x // 3))])
+    seen_u = torch.cat([pixel(batches.at(t)[0].views["weak"]) for t in range(-(-n_u // 12))])
+    assert len(seen_x[:n_x].unique()) == n_x and len(seen_u[:n_u].unique()) == n_u
+
+
+def test_labeled_and_unlabeled_images_are_disjoint():
+    batches = make_batches()
+    labeled, unlabeled = (set(pixel(x.float()).tolist()) for x in (batches.x, batches.u))
+    assert len(labeled) == len(batches.x) and len(unlabeled) == len(batches.u)
+    assert not labeled & unlabeled
+
+
+@pytest.mark.parametrize(("unlabeled", "counts"), [("equal", [24, 15, 9, 6]), ("reversed", [6, 9, 15, 24]),
+                                                   ("uniform", [24, 24, 24, 24])])
+def test_class_counts_are_those_of_the_configuration(unlabeled, counts):
+    batches = make_batches(unlabeled=unlabeled)
+    assert batches.labeled_counts.tolist() == [12, 7, 4, 3]
+    torch.testing.assert_close(batches.prior, torch.tensor([12, 7, 4, 3]) / 26)
+    assert torch.bincount(batches.u_target).tolist() == counts
+
+
+def test_the_index_of_an_unlabeled_image_is_its_position_in_the_training_images():
+    data = toy_data()
+    batches = make_batches(data)
+    assert torch.equal(data.x_train[batches.unlabeled_index], batches.u)
+    assert torch.equal(data.y_train[batches.unlabeled_index], batches.u_target)
+
+
+def test_a_supervised_batch_has_no_unlabeled_images():
+    batches = make_batches(method="supervised", rebalance="")
+    batch, target = batches.at(0)
+    assert batch.views == {} and target is None
+    assert batches.images_per_step == 4 and make_batches().images_per_step == 12
+
+
+# ---- what it depends on ----
+
+
+def textured_data():
+    """Images without a symmetry, so that every crop and flip of one looks different."""
+    generator = torch.Generator().manual_seed(0)
+    data = toy_data()
+    x_train = torch.randint(0, 256, data.x_train.shape, generator=generator, dtype=torch.uint8)
+    return ImageData(**vars(data) | {"x_train": x_train})
+
+
+def tensors(batch, target):
+    return [batch.x, batch.y, *batch.views.values(), target]
+
+
+def test_a_batch_depends_on_nothing_but_seed_and_step():
+    first, second = make_batches(textured_data()), make_batches(textured_data())
+    forth = [tensors(*first.at(t)) for t in (0, 1, 7)]
+    torch.rand(5)  # the state of torch's own generator takes no part
+    back = [tensors(*second.at(t)) for t in (7, 1, 0)][::-1]
+    for one, other in zip(forth, back, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_the_labeled_view_is_the_same_in_every_method():
+    """Also with other unlabeled images and another share of them: the labeled batch is drawn for itself."""
+    reference = make_batches(textured_data(), method="supervised", rebalance="")
+    for changes in ({}, {"mu": 3}, {"unlabeled": "equal", "m1": 20}, {"rebalance": "la"}):
+        other = make_batches(textured_data(), **changes)
+        for t in (0, 4):
+            assert torch.equal(reference.at(t)[0].x, other.at(t)[0].x)
+            assert torch.equal(reference.at(t)[0].y, other.at(t)[0].y)
+
+
+def test_other_steps_and_other_seeds_give_other_batches():
+    batches, other = make_batches(textured_data()), make_batches(textured_data(), seed=1)
+    for one, two in ((batches.at(0), batches.at(1)), (batches.at(0), other.at(0))):
+        assert not torch.equal(one[0].x, two[0].x)
+        assert not torch.equal(one[0].views["weak"], two[0].views["weak"])
+
+
+def test_views_of_different_names_are_augmented_independently():
+    batches = make_batches(textured_data(), flip=True)
+    images = batches.u[:8]
+    weak = batches.view(images, "weak", "weak", 0)
+    assert torch.equal(weak, batches.view(images, "weak", "weak", 0))
+    assert not torch.equal(weak, batches.view(images, "weak", "another", 0))
+    assert not torch.equal(weak, batches.view(images, "weak", "weak", 1))
+    assert not torch.equal(weak, batches.view(images, "strong", "weak", 0))
+
+
+def test_without_flips_no_image_is_mirrored():
+    """Left half dark, right half bright: only a flip could turn that round, and a crop shows 4 columns of each."""
+    image = torch.zeros(1, 1, SIDE, SIDE, dtype=torch.uint8)
+    image[..., SIDE // 2:] = 200
+    images = image.expand(200, -1, -1, -1)
+    for flip in (False, True):
+        view = make_batches(flip=flip).view(images, "weak", "weak", 0)
+        n_mirrored = int((view[:, 0, :, SIDE // 2 - 1 - 4:SIDE // 2 - 4].mean(dim=(1, 2))
+                          > view[:, 0, :, SIDE // 2 + 4:SIDE // 2 + 5].mean(dim=(1, 2))).sum())
+        assert 60 < n_mirrored < 140 if flip else n_mirrored == 0
+
+
+def test_strong_views_are_cut_out_and_weak_ones_are_not():
+    batches, black = make_batches(), torch.zeros(8, 1, SIDE, SIDE, dtype=torch.uint8)
+    strong, weak = (batches.view(black, kind, "view", 0) for kind in ("strong", "weak"))
+    grey = (strong - 127).abs() < 1e-3
+    assert (grey.flatten(1).sum(dim=1) >= 64).all()  # an 8 x 8 corner of the square at least lies in the image
+    assert (weak == 0).all()
+
+
+# ---- separate piles and sizes ----
+
+
+def test_unknown_unlabeled_images_come_from_the_pile():
+    names = tuple(f"{i}.png" for i in range(50))
+    batches = make_batches(toy_data(pile=True, names=names), unlabeled="unknown", m1=None, rebalance="")
+    batch, target = batches.at(0)
+    assert (pixel(batch.views["weak"]) >= 200).all() and (pixel(batch.x) < 200).all()
+    assert torch.equal(pixel(batch.views["weak"]) - 201, target) and (batches.u_target == -1).sum() == 10
+    np.testing.assert_array_equal(batches.unlabeled_index, np.arange(50))
+    assert batches.unlabeled_names == names
+
+
+def test_a_made_unlabeled_set_leaves_the_pile_and_its_names_alone():
+    batches = make_batches(toy_data(pile=True, names=("x",) * 50))
+    assert batches.unlabeled_names is None and (pixel(batches.u.float()) < 200).all()
+
+
+def test_data_of_natural_imbalance_are_labeled_throughout_and_the_pile_is_not():
+    batches = make_batches(toy_data(pile=True), **NATURAL)
+    assert batches.labeled_counts.tolist() == [N_TRAIN] * K and len(batches.u) == 50
+
+
+def test_training_images_outside_the_labeled_list_are_unlabeled():
+    chosen = tuple(range(0, K * N_TRAIN, 10))
+    batches = make_batches(toy_data(), labeled_indices=chosen, **NATURAL)
+    assert pixel(batches.x.float()).tolist() == pixel(toy_data().x_train[list(chosen)].float()).tolist()
+    assert len(batches.u) == K * N_TRAIN - len(chosen) and not set(batches.unlabeled_index) & set(chosen)
+
+
+@pytest.mark.parametrize("resolution", [8, 16])
+def test_batches_are_resized_after_augmentation(resolution):
+    batch, _ = make_batches(resolution=resolution).at(0)
+    for view in (batch.x, *batch.views.values()):
+        assert view.shape[2:] == (resolution, resolution)
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"batch_size": 27}, "batch_size=27 is larger than the labeled set of 26 images"),
+    ({"mu": 14}, r"mu \* batch_size = 14 \* 4 is larger than the unlabeled set of 54 images"),
+    (NATURAL, "method='fixmatch' needs unlabeled images, dataset='toy' has none: give labeled_indices"),
+    ({"unlabeled": "unknown", "m1": None}, "unlabeled='unknown': dataset='toy' has no separate unlabeled images; "
+                                           "choose equal, uniform or reversed"),
+])
+def test_what_the_data_cannot_give_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_batches(**changes)
+
+
+def test_supervised_training_needs_no_unlabeled_images():
+    batches = make_batches(method="supervised", rebalance="", **NATURAL)
+    assert len(batches.u) == 0 and batches.at(0)[0].x.shape[0] == 4

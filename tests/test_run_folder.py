@@ -1,0 +1,579 @@
+"""Who owns a run's folder, what it refuses, and how its files survive a kill."""
+
+import fcntl
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import dasolib.run_folder
+import dasolib.train
+from dasolib.batches import Batches
+from dasolib.diagnostics import KINDS
+from dasolib.run_folder import RunFolder, environment, project_root, resolve, write_bytes, write_json
+from dasolib.train import run
+from tests.tiny import N_CLASSES, save_tiny, tiny_config
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset, tmp_path_factory):
+    """Folder of a run that nothing disturbed."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    run(tiny_config(dataset), folder, progress=False)
+    return folder
+
+
+def interrupt(monkeypatch, config, folder, *, at):
+    """Train until step `at` (from 0) asks for its batch."""
+    original = Batches.at
+
+    def stop(self, t):
+        if t == at:
+            raise KeyboardInterrupt
+        return original(self, t)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "at", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, folder, progress=False)
+
+
+def without_times(record):
+    return {name: value for name, value in record.items() if name not in ("seconds", "images_per_s")}
+
+
+def read_metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(folder):
+    """Everything that must not depend on when a run was killed."""
+    arrays = {}
+    for name in ("pseudo_labels.npz", "outputs.npz"):
+        with np.load(folder / name) as file:
+            arrays |= {f"{name}/{key}": (file[key].dtype.str, file[key].shape, file[key].tobytes()) for key in file}
+    return arrays | {
+        "metrics": [without_times(record) for record in read_metrics(folder)],
+        "result": without_times(json.loads((folder / "result.json").read_text())),
+        "weights": (folder / "model.safetensors").read_bytes(),
+        "predictions": (folder / "predictions.csv").read_bytes(),
+    }
+
+
+def events_of(folder, tag):
+    reader = EventAccumulator(str(folder / "events"))
+    reader.Reload()
+    return [(event.step, event.value) for event in reader.Scalars(tag)]
+
+
+# ---- killed at any moment ----
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package may catch it."""
+
+
+def kill_at_call(patch, number):
+    """Make the `number`-th call that syncs or renames a file raise; return a list that grows by one with each call.
+
+    Nothing is really synced: that is slow, and outlives a power cut, of which no test can tell.
+    """
+    calls = []
+
+    def counted(function):
+        def call(*args):
+            calls.append(function.__name__)
+            if len(calls) == number:
+                raise Killed
+            return function(*args)
+        return call
+
+    def fsync(file):
+        pass
+
+    patch.setattr(os, "fsync", counted(fsync))
+    patch.setattr(os, "replace", counted(os.replace))
+    return calls
+
+
+def test_a_run_survives_a_kill_at_each_of_its_file_operations(dataset, monkeypatch, tmp_path):
+    config = tiny_config(dataset, total_steps=2, eval_steps=1, pretrain_steps=1, refresh_steps=1, batch_size=2)
+    with monkeypatch.context() as patch:
+        calls = kill_at_call(patch, number=0)
+        run(config, tmp_path / "undisturbed", progress=False)
+    expected = contents(tmp_path / "undisturbed")
+    assert len(calls) > 25  # as many moments to be killed at
+    for number in range(1, len(calls) + 1):
+        folder = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            kill_at_call(patch, number)
+            with pytest.raises(Killed):
+                run(config, folder, progress=False)
+        assert not (folder / "result.json").exists()
+        with monkeypatch.context() as patch:
+            kill_at_call(patch, number=0)
+            run(config, folder, progress=False)
+        assert contents(folder) == expected, f"killed before call {number}, {calls[number - 1]}"
+        assert list(folder.glob("*.tmp")) == []
+
+
+def test_a_file_is_old_or_new_but_never_half(monkeypatch, tmp_path):
+    write_bytes(tmp_path / "file", b"old")
+    with monkeypatch.context() as patch:
+        kill_at_call(patch, number=1)
+        with pytest.raises(Killed):
+            write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    write_bytes(tmp_path / "file", b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"new"}
+
+
+def test_json_without_a_meaning_elsewhere_is_not_written(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "file.json", {"accuracy": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- checkpoints ----
+
+
+def state_at(step):
+    return {"step": step, "net": {"weight": torch.full((50, 7), float(step))}, "ema": None, "name": "x"}
+
+
+@pytest.fixture
+def folder(dataset, tmp_path):
+    """Yield an entered folder without checkpoints."""
+    with RunFolder(tmp_path / "run", tiny_config(dataset), "abc") as entered:
+        yield entered
+
+
+@pytest.fixture
+def two_checkpoints(folder):
+    """Yield a folder with the checkpoints of steps 1 and 2."""
+    folder.save_checkpoint(state_at(1))
+    folder.save_checkpoint(state_at(2))
+    return folder
+
+
+def test_a_new_folder_has_no_checkpoint(folder):
+    assert folder.load_checkpoint("cpu") is None
+
+
+def test_the_latest_checkpoint_is_loaded_and_the_one_before_kept(two_checkpoints):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        state = two_checkpoints.load_checkpoint("cpu")
+    assert state["step"] == 2 and (state["net"]["weight"] == 2).all() and state["ema"] is None
+    assert torch.load(two_checkpoints.previous, weights_only=True)["step"] == 1
+    two_checkpoints.save_checkpoint(state_at(3))
+    assert torch.load(two_checkpoints.previous, weights_only=True)["step"] == 2
+    assert two_checkpoints.load_checkpoint("cpu")["step"] == 3
+
+
+DAMAGES = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "lacking its last byte": lambda content: content[:-1],
+    "empty": lambda content: b"",
+    "zeros": lambda content: bytes(len(content)),
+    "another file": lambda content: b"#!/bin/sh\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_previous_one_with_a_warning(damage, two_checkpoints):
+    folder = two_checkpoints
+    folder.checkpoint.write_bytes(damage(folder.checkpoint.read_bytes()))
+    with pytest.warns(UserWarning, match=r"checkpoint.pt is damaged .*; checkpoint.previous.pt of step 1 is used"):
+        assert folder.load_checkpoint("cpu")["step"] == 1
+    folder.save_checkpoint(state_at(2))  # the sound one must be what is kept beside it
+    assert torch.load(folder.previous, weights_only=True)["step"] == 1
+
+
+def test_no_flipped_bit_changes_what_is_loaded(two_checkpoints):
+    folder = two_checkpoints
+    sound, previous = folder.checkpoint.read_bytes(), folder.previous.read_bytes()
+    rng, fell_back = random.Random(0), 0
+    for position in rng.sample(range(len(sound)), 150):
+        flipped = bytearray(sound)
+        flipped[position] ^= 1 << rng.randrange(8)
+        folder.checkpoint.write_bytes(flipped)
+        folder.previous.write_bytes(previous)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            state = folder.load_checkpoint("cpu")
+        assert state["step"] == (1 if caught else 2)
+        assert (state["net"]["weight"] == state["step"]).all()
+        fell_back += bool(caught)
+    assert fell_back > 50  # the other bits are padding, or say nothing of the content
+
+
+def test_two_damaged_checkpoints_are_refused_and_left_alone(two_checkpoints):
+    for file in (two_checkpoints.checkpoint, two_checkpoints.previous):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoint.pt is damaged .*checkpoint.previous.pt is damaged .*move the"):
+        two_checkpoints.load_checkpoint("cpu")
+    assert two_checkpoints.checkpoint.exists() and two_checkpoints.previous.exists()
+
+
+def test_the_previous_checkpoint_is_enough(two_checkpoints):
+    two_checkpoints.checkpoint.unlink()
+    assert two_checkpoints.load_checkpoint("cpu")["step"] == 1
+    two_checkpoints.save_checkpoint(state_at(2))
+    assert two_checkpoints.load_checkpoint("cpu")["step"] == 2
+    assert torch.load(two_checkpoints.previous, weights_only=True)["step"] == 1
+
+
+def test_a_checkpoint_that_would_run_code_is_not_loaded(folder, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    torch.save({"step": 1, "trap": Trap()}, folder.checkpoint)
+    with pytest.raises(ValueError, match="checkpoint.pt is damaged"):
+        folder.load_checkpoint("cpu")
+    assert not (tmp_path / "sprung").exists()
+
+
+def leaves(value):
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from leaves(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from leaves(item)
+    else:
+        yield value
+
+
+def test_the_checkpoint_of_a_run_holds_only_tensors_numbers_and_text(undisturbed):
+    state = torch.load(undisturbed / "checkpoint.pt", weights_only=True)
+    assert {type(leaf) for leaf in leaves(state)} <= {torch.Tensor, int, float, bool, str, type(None)}
+    assert {name for name, tensor in state["rebalance"].items() if tensor.any()} >= {
+        "parts.daso.bank.queues", "parts.daso.bank.prototypes", "parts.daso.class_freq", "parts.daso.pending"}
+
+
+# ---- metrics, counts and events ----
+
+
+def record_at(step):
+    return {"step": step, "accuracy": 0.1 + step / 3, "losses": {"labeled": 1 / 3}}
+
+
+def counts_up_to(*steps):
+    k = N_CLASSES
+    return {"step": list(steps), "pseudo_labels": [np.full((len(KINDS), k + 1, k), s) for s in steps],
+            "test": [np.full((k, k), 10 * s) for s in steps], "test_adjusted": [np.full((k, k), -s) for s in steps]}
+
+
+@pytest.fixture
+def three_evaluations(folder):
+    """Yield a folder with the records of steps 2, 4 and 6."""
+    for step in (2, 4, 6):
+        folder.append_metrics(record_at(step))
+    folder.write_counts(counts_up_to(2, 4, 6))
+    (folder.path / "events").mkdir()
+    (folder.path / "events" / "old").touch()
+    return folder
+
+
+@pytest.mark.parametrize("steps", [(2,), (2, 4), (2, 4, 6)])
+def test_what_was_recorded_after_the_checkpoint_is_dropped(steps, three_evaluations):
+    folder = three_evaluations
+    metrics, counts = folder.cut_back(steps[-1])
+    assert metrics == read_metrics(folder.path) == [record_at(step) for step in steps]
+    assert not (folder.path / "events" / "old").exists()
+    with np.load(folder.path / "pseudo_labels.npz") as there:
+        assert there["kinds"].tolist() == list(KINDS)
+        for name, expected in counts_up_to(*steps).items():
+            np.testing.assert_array_equal(there[name], np.stack(expected))
+            np.testing.assert_array_equal(counts[name], np.stack(expected))
+
+
+def test_without_a_checkpoint_everything_is_dropped(three_evaluations):
+    metrics, counts = three_evaluations.cut_back(0)
+    assert metrics == read_metrics(three_evaluations.path) == []
+    assert counts == counts_up_to()
+    assert not (three_evaluations.path / "pseudo_labels.npz").exists()
+
+
+@pytest.mark.parametrize("length", [1, 20, -1])
+def test_a_line_that_a_kill_cut_short_is_dropped(length, three_evaluations):
+    folder = three_evaluations
+    file = folder.path / "metrics.jsonl"
+    first, second, third = file.read_text().splitlines(keepends=True)
+    file.write_text(first + second + third[:length])
+    assert folder.cut_back(4)[0] == [record_at(2), record_at(4)]
+    folder.append_metrics(record_at(6))
+    assert file.read_text() == first + second + third
+
+
+@pytest.mark.parametrize("lines", ["", "{2}", "{2}{6}", "{4}", "x\n{2}{4}", "{2}{4}{4}"],
+                         ids=["empty", "too short", "a gap", "no beginning", "garbage", "twice"])
+def test_metrics_that_lack_an_evaluation_before_the_checkpoint_are_refused(lines, three_evaluations):
+    for step in (2, 4, 6):
+        lines = lines.replace(f"{{{step}}}", json.dumps(record_at(step)) + "\n")
+    file = three_evaluations.path / "metrics.jsonl"
+    file.write_text(lines)
+    with pytest.raises(ValueError, match=r"metrics.jsonl or pseudo_labels.npz .*; move the folder away"):
+        three_evaluations.cut_back(4)
+    assert file.read_text() == lines
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK"], ids=["absent", "empty", "cut"])
+def test_unreadable_counts_are_refused(content, three_evaluations):
+    file = three_evaluations.path / "pseudo_labels.npz"
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(ValueError, match="pseudo_labels.npz is damaged or missing"):
+        three_evaluations.cut_back(4)
+
+
+def test_counts_that_lack_an_evaluation_before_the_checkpoint_are_refused(three_evaluations):
+    three_evaluations.write_counts(counts_up_to(2))
+    with pytest.raises(ValueError, match="lacks an evaluation up to step 4"):
+        three_evaluations.cut_back(4)
+
+
+def test_a_resumed_run_has_each_evaluation_once_in_all_its_records(dataset, undisturbed, monkeypatch, tmp_path):
+    config, folder = tiny_config(dataset), tmp_path / "run"
+    save = RunFolder.save_checkpoint
+
+    def save_until_step_4(self, state):
+        if state["step"] >= 4:  # the evaluation is recorded by now
+            raise KeyboardInterrupt
+        save(self, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", save_until_step_4)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, folder, progress=False)
+    assert [record["step"] for record in read_metrics(folder)] == [2, 4]
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 2
+    run(config, folder, progress=False)
+    assert contents(folder) == contents(undisturbed)
+    assert events_of(folder, "accuracy") == events_of(undisturbed, "accuracy")
+    assert [step for step, _ in events_of(folder, "accuracy")] == [2, 4, 6]
+
+
+# ---- whose folder it is ----
+
+
+def test_a_folder_of_another_run_is_refused_and_the_differing_settings_are_named(dataset, undisturbed):
+    before = (undisturbed / "config.json").read_bytes()
+    other = tiny_config(dataset, seed=3, threshold=0.5)
+    with pytest.raises(ValueError, match=r"holds another run; seed: 0 there, 3 here; threshold: 0.95 there, 0.5 here$"):
+        run(other, undisturbed, progress=False)
+    assert (undisturbed / "config.json").read_bytes() == before
+
+
+def test_a_folder_of_another_method_is_refused_and_names_what_only_one_of_them_has(dataset, undisturbed):
+    with pytest.raises(ValueError, match=r"queue_size: 8 there, None here.*rebalance: \['daso'\] there, \[\] here"):
+        run(tiny_config(dataset, rebalance=""), undisturbed, progress=False)
+
+
+def test_other_data_in_the_same_place_is_refused(undisturbed, tmp_path):
+    x_test = np.zeros((N_CLASSES, 12, 12), np.uint8)
+    other = save_tiny(tmp_path, x_test=x_test, y_test=np.arange(N_CLASSES))
+    with pytest.raises(ValueError, match=r"holds another run; data_sha256: '\w{64}' there, '\w{64}' here$"):
+        run(tiny_config(other), undisturbed, progress=False)
+
+
+def test_moved_data_and_another_device_or_number_of_threads_is_the_same_run(undisturbed, tmp_path):
+    moved = tiny_config(save_tiny(tmp_path), threads=2, device="auto")
+    assert run(moved, undisturbed, progress=False) == json.loads((undisturbed / "result.json").read_text())
+
+
+def test_a_folder_with_foreign_json_is_not_taken_for_a_run(dataset, tmp_path):
+    (tmp_path / "package.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds package.json but no config.json: not a run"):
+        run(tiny_config(dataset), tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["package.json"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(dataset, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"run_dir=.*file is a file"):
+        run(tiny_config(dataset), tmp_path / "file", progress=False)
+
+
+def test_a_folder_that_holds_only_a_notebook_is_free(dataset, tmp_path):
+    (tmp_path / "train.ipynb").write_text("{}")
+    with RunFolder(tmp_path, tiny_config(dataset), "abc") as folder:
+        assert folder.result() is None
+
+
+def test_a_damaged_record_is_refused_by_name(dataset, tmp_path):
+    (tmp_path / "config.json").write_text('{"schema":')
+    with pytest.raises(ValueError, match=r"config.json is damaged .*move the folder away"):
+        run(tiny_config(dataset), tmp_path, progress=False)
+
+
+def test_a_folder_has_one_owner_at_a_time(folder, dataset):
+    with pytest.raises(ValueError, match=r"run_dir=.*run: another process is working in this folder"):
+        run(tiny_config(dataset), folder.path, progress=False)
+
+
+def test_a_folder_that_was_given_back_is_free(dataset, tmp_path):
+    for _ in range(2):
+        with RunFolder(tmp_path, tiny_config(dataset), "abc"):
+            pass
+
+
+def test_another_process_owns_the_folder_until_it_is_killed(dataset, tmp_path):
+    code = ("import fcntl, sys, time; lock = open(sys.argv[1]); fcntl.flock(lock, fcntl.LOCK_EX); print(flush=True); "
+            "time.sleep(60)")
+    folder = RunFolder(tmp_path, tiny_config(dataset), "abc")
+    with folder:
+        pass  # makes the lock's file
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / ".lock"], stdout=subprocess.PIPE) as owner:
+        owner.stdout.readline()
+        with pytest.raises(ValueError, match="another process is working"):
+            folder.__enter__()
+        owner.send_signal(signal.SIGKILL)
+    with folder:
+        assert folder.result() is None
+
+
+def test_a_record_that_appears_while_the_folder_is_taken_is_seen(dataset, monkeypatch, tmp_path):
+    """Another process may start and finish a run of its own between the first look and the lock."""
+    def lock_late(*args, flock=fcntl.flock):
+        write_json(tmp_path / "config.json", {"schema": 1, "seed": 5})
+        flock(*args)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with pytest.raises(ValueError, match="holds another run; .*seed: 5 there, 0 here"):
+        RunFolder(tmp_path, tiny_config(dataset), "abc").__enter__()
+
+
+# ---- finished runs ----
+
+
+def snapshot(folder):
+    return {path.name: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+def test_a_finished_run_is_neither_trained_nor_written_again(dataset, undisturbed, monkeypatch, capsys):
+    before = snapshot(undisturbed)
+    monkeypatch.setattr(dasolib.train, "Training", None)  # not even a network is made
+    result = run(tiny_config(dataset), undisturbed)
+    assert result == json.loads((undisturbed / "result.json").read_text())
+    assert snapshot(undisturbed) == before
+    assert "undisturbed is finished; nothing to do" in capsys.readouterr().out
+
+
+def test_there_is_a_result_only_at_the_end(dataset, monkeypatch, tmp_path):
+    interrupt(monkeypatch, tiny_config(dataset), tmp_path, at=5)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"config.json", "environment.json", "metrics.jsonl", "pseudo_labels.npz", "checkpoint.pt", "events"}
+    assert not names & {"result.json", "outputs.npz", "model.safetensors", "predictions.csv"}
+
+
+def test_config_json_holds_what_can_change_a_number_and_no_paths(dataset, undisturbed):
+    record = json.loads((undisturbed / "config.json").read_text())
+    config = tiny_config(dataset)
+    assert record == {"schema": 1, **config.identity(), "threads": 1, "data_sha256": record["data_sha256"]}
+    assert record["dataset"] == "tiny" and "device" not in record and len(record["data_sha256"]) == 64
+
+
+# ---- the environment ----
+
+
+def environments(folder):
+    return json.loads((folder / "environment.json").read_text())["sessions"]
+
+
+def test_an_undisturbed_run_has_one_session_that_says_what_it_ran_in(undisturbed):
+    (session,) = environments(undisturbed)
+    assert session == {"from_step": 0, **environment(torch.device("cpu"), 1)}
+    assert session["torch"] == torch.__version__.partition("+")[0]
+    assert session["device"] == "cpu" and session["threads"] == 1
+    assert re.fullmatch(r"[A-Za-z]+-\w+", session["platform"])  # system and machine, no release of a kernel
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    now = environment(torch.device("cpu"), 1)
+    assert now["commit"] is None and now["dirty"] is None
+
+
+@pytest.fixture
+def one_thread_only(monkeypatch):
+    """Threads that wait for each other on a busy machine make a small run slow; their number is what matters here."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+
+
+@pytest.mark.usefixtures("one_thread_only")
+def test_resuming_with_other_threads_warns_and_records_it(dataset, monkeypatch, tmp_path):
+    interrupt(monkeypatch, tiny_config(dataset), tmp_path, at=3)
+    with pytest.warns(UserWarning, match="resumes in another environment; .* threads: 1 before, 2 now$"):
+        run(tiny_config(dataset, threads=2), tmp_path, progress=False)
+    assert [(s["from_step"], s["threads"]) for s in environments(tmp_path)] == [(0, 1), (2, 2)]
+    assert json.loads((tmp_path / "config.json").read_text())["threads"] == 1
+
+
+def test_resuming_in_the_same_environment_is_recorded_without_a_warning(dataset, monkeypatch, tmp_path):
+    for at in (3, 5):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            interrupt(monkeypatch, tiny_config(dataset), tmp_path, at=at)
+    assert [session["from_step"] for session in environments(tmp_path)] == [0, 2]
+
+
+@pytest.mark.parametrize("name", ["commit", "dirty", "torch", "numpy", "python", "daso-study", "device"])
+def test_a_change_of_commit_version_or_device_warns(name, folder):
+    before = environment(torch.device("cpu"), 1)
+    folder.begin_session(before, 0)
+    with pytest.warns(UserWarning, match=f"numbers may differ from an undisturbed run. {name}: .* before, 'new' now$"):
+        folder.begin_session(before | {name: "new"}, 2)
+    assert environments(folder.path) == [{"from_step": 0, **before}, {"from_step": 2, **before, name: "new"}]
+
+
+def test_another_schema_warns(folder, monkeypatch):
+    now = environment(torch.device("cpu"), 1)
+    folder.begin_session(now, 0)
+    monkeypatch.setattr(dasolib.run_folder, "SCHEMA", 2)
+    with pytest.warns(UserWarning, match="schema: 1 before, 2 now$"):
+        folder.begin_session(now, 2)
+
+
+@pytest.mark.usefixtures("one_thread_only")
+def test_a_run_that_never_reached_a_checkpoint_begins_anew_with_its_present_threads(dataset, monkeypatch, tmp_path):
+    interrupt(monkeypatch, tiny_config(dataset), tmp_path, at=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        interrupt(monkeypatch, tiny_config(dataset, threads=2), tmp_path, at=3)
+    assert [(s["from_step"], s["threads"]) for s in environments(tmp_path)] == [(0, 2)]
+    assert json.loads((tmp_path / "config.json").read_text())["threads"] == 2
+
+
+# ---- paths ----
+
+
+def test_relative_paths_start_from_the_project_wherever_the_process_is(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    root = project_root()
+    assert (root / "pyproject.toml").exists() and (root / "dasolib" / "train.py").exists()
+    assert resolve("runs/x") == root / "runs" / "x"
+    assert resolve(tmp_path / "x") == tmp_path / "x"
+
+
+def test_an_installed_package_without_its_sources_starts_from_the_current_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dasolib.run_folder, "__file__", str(tmp_path / "site-packages" / "dasolib" / "run_folder.py"))
+    assert resolve("x") == tmp_path / "x"

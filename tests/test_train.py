@@ -1,0 +1,509 @@
+"""A run from configuration to result: going on after a kill, what is written when, and what stops it."""
+
+import dataclasses
+import functools
+import io
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import dasolib.train
+from dasolib import augment
+from dasolib.batches import Batches, make_split
+from dasolib.data import load_data
+from dasolib.evaluation import predict
+from dasolib.methods import LEARNERS
+from dasolib.models import WideResNet
+from dasolib.train import Training, choose_device, run
+from tests.tiny import N_CLASSES, N_TEST, save_tiny, tiny_config
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(dataset, tmp_path_factory):
+    """Yield a function that trains a configuration once and returns its folder."""
+    root = tmp_path_factory.mktemp("runs")
+
+    @functools.cache
+    def train(**changes):
+        torch.set_num_threads(1)
+        config = tiny_config(dataset, **changes)
+        run(config, root / config.run_name(), progress=False)
+        return root / config.run_name()
+
+    return train
+
+
+def read_metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_arrays(file):
+    with np.load(file) as arrays:
+        return {name: (arrays[name].dtype.str, arrays[name].shape, arrays[name].tobytes()) for name in arrays}
+
+
+def without_times(record):
+    return {name: value for name, value in record.items() if name not in ("seconds", "images_per_s")}
+
+
+# ---- killed and started again, by the same command ----
+
+COMMAND = """
+import sys
+from dasolib.config import make_config
+from dasolib.train import run
+config = make_config("cpu", dataset="mnist5k", method="fixmatch", rebalance="daso", total_steps=60, batch_size=8,
+                     eval_steps=5, pretrain_steps=10, refresh_steps=5, eval_images=200, threads=1, device="cpu")
+run(config, sys.argv[1], progress=False)
+"""
+
+
+def start(folder):
+    return subprocess.Popen([sys.executable, "-c", COMMAND, folder], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def n_lines(folder):
+    file = folder / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def wait_for(condition, process, *, pause):
+    """Look every `pause` seconds until `condition` holds or the process ends."""
+    while process.poll() is None and not condition():
+        time.sleep(pause)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_an_undisturbed_one(tmp_path):
+    """Real processes, killed between steps and while a file is being written; the same command each time."""
+    undisturbed, folder, rng = tmp_path / "undisturbed", tmp_path / "killed", random.Random(0)
+    killed_at, whole = [], start(undisturbed)
+    for while_writing in (False, True, False):
+        process, already = start(folder), n_lines(folder)
+        target = already + rng.randint(1, 4)
+        # A session that goes on cuts the lines back first, so it must be seen training before it is killed.
+        wait_for(lambda: (folder / "events").exists() and n_lines(folder) >= target, process,  # noqa: B023
+                 pause=0.02)
+        if while_writing:
+            wait_for(lambda: any(folder.glob("*.tmp")), process, pause=0.001)
+        else:
+            time.sleep(rng.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == -signal.SIGKILL:
+            killed_at.append(n_lines(folder))
+        process.stderr.close()
+    assert not (folder / "result.json").exists()
+    last = start(folder)
+    for process in (whole, last):
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+
+    assert any(0 < n < 12 for n in killed_at)
+    sessions = json.loads((folder / "environment.json").read_text())["sessions"]
+    assert any(session["from_step"] > 0 for session in sessions)
+    for name in ("result.json", "model.json"):
+        ours, theirs = (json.loads((path / name).read_text()) for path in (folder, undisturbed))
+        assert without_times(ours) == without_times(theirs)
+    assert list(map(without_times, read_metrics(folder))) == list(map(without_times, read_metrics(undisturbed)))
+    assert [record["step"] for record in read_metrics(folder)] == list(range(5, 61, 5))
+    for name in ("pseudo_labels.npz", "outputs.npz"):
+        assert read_arrays(folder / name) == read_arrays(undisturbed / name)
+    for name in ("model.safetensors", "predictions.csv"):
+        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+# ---- the state of a run ----
+
+
+def make_training(config, data):
+    normalize = functools.partial(
+        augment.normalize, mean=data.mean, std=data.std,
+        memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    batches = Batches(config, data, make_split(config, data), normalize, CPU)
+    return Training(config, batches.labeled_counts, data.x_train.shape[1], CPU), batches
+
+
+def take_steps(training, batches, steps):
+    for t in steps:
+        training.step(batches.at(t)[0], t)
+
+
+def flat(state, prefix=""):
+    """Tensors and other values of a nested state by their path."""
+    if isinstance(state, dict | list | tuple):
+        items = state.items() if isinstance(state, dict) else enumerate(state)
+        return {name: value for key, item in items for name, value in flat(item, f"{prefix}/{key}").items()}
+    return {prefix: state}
+
+
+def assert_same_state(one, other):
+    one, other = flat(one), flat(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        same = torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        assert same, name
+
+
+@pytest.mark.parametrize("numbers", [{}, {"precision": "bf16", "channels_last": True}], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("method", "rebalance"), [("supervised", ""), ("fixmatch", "la"), ("fixmatch", "daso")])
+def test_saving_and_loading_at_any_step_equals_going_on(method, rebalance, numbers, dataset):
+    data = load_data(dataset)
+    config = tiny_config(dataset, method=method, rebalance=rebalance, total_steps=12, **numbers)
+    step = random.Random(method + rebalance + str(numbers)).randint(5, 10)
+    undisturbed, batches = make_training(config, data)
+    take_steps(undisturbed, batches, range(step))
+    buffer = io.BytesIO()
+    torch.save(undisturbed.state(step, 1.5), buffer)
+    take_steps(undisturbed, batches, range(step, 12))
+
+    resumed, batches = make_training(config, data)
+    take_steps(resumed, batches, range(3))  # whatever was there must be gone
+    buffer.seek(0)
+    assert resumed.restore(torch.load(buffer, weights_only=True)) == (step, 1.5)
+    take_steps(resumed, batches, range(step, 12))
+    assert_same_state(resumed.state(12, 0.0), undisturbed.state(12, 0.0))
+
+
+def test_the_state_holds_momentum_moving_average_queues_histogram_and_pending_counts(dataset):
+    training, batches = make_training(tiny_config(dataset, total_steps=9), load_data(dataset))
+    take_steps(training, batches, range(5))
+    state = flat(training.state(5, 0.0))
+    filled = {name for name, value in state.items() if isinstance(value, torch.Tensor) and value.any()}
+    assert filled >= {"/optimizer/state/0/momentum_buffer", "/net/stem.weight", "/ema/head.weight",
+                      "/ema/bn.running_mean", "/ema/bn.num_batches_tracked", "/rebalance/parts.daso.bank.queues",
+                      "/rebalance/parts.daso.bank.sums", "/rebalance/parts.daso.bank.n_pushed",
+                      "/rebalance/parts.daso.class_freq", "/rebalance/parts.daso.pending"}
+    assert not torch.equal(state["/net/head.weight"], state["/ema/head.weight"])
+
+
+def test_two_runs_of_one_configuration_are_equal_and_another_seed_is_another_run(dataset, finished, tmp_path):
+    folder = finished()
+    again, other = tmp_path / "again", finished(seed=1)
+    run(tiny_config(dataset), again, progress=False)
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert (other / "model.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
+
+
+# ---- what is evaluated and written ----
+
+
+def test_a_run_learns_what_can_be_learned(finished):
+    """Of four classes; chance is 25 %."""
+    result = json.loads((finished(method="supervised", rebalance="", total_steps=60, eval_steps=60, lr=0.05)
+                         / "result.json").read_text())
+    assert result["plain"]["balanced"] > 0.6
+
+
+def test_metrics_have_one_line_for_each_evaluation_with_the_mean_losses_of_its_window(finished, dataset):
+    folder = finished(eval_steps=4)
+    first, second = read_metrics(folder)
+    assert (first["step"], second["step"]) == (4, 6)  # the end is always evaluated
+    training, batches = make_training(tiny_config(dataset, eval_steps=4), load_data(dataset))
+    losses = [{name: loss.item() for name, loss in training.step(batches.at(t)[0], t).losses.items()}
+              for t in range(6)]
+    for record, window in ((first, losses[:4]), (second, losses[4:])):
+        for name, value in record["losses"].items():
+            assert value == pytest.approx(sum(terms.get(name, 0) for terms in window) / len(window), rel=1e-5)
+    assert set(second["losses"]) == {"labeled", "unlabeled", "semantic_alignment"}
+    assert first["test_images"] == N_CLASSES * N_TEST and first["images_per_s"] > 0
+
+
+def test_the_learning_rate_in_metrics_is_that_of_the_last_step(finished):
+    folder = finished(method="supervised", rebalance="", lr=0.1, milestones=(3, 5), warmup_steps=0, lr_decay=0.5)
+    assert [record["lr"] for record in read_metrics(folder)] == pytest.approx([0.1, 0.05, 0.025])
+
+
+def test_accuracies_counts_and_mask_rate_belong_together(finished):
+    folder = finished(threshold=0.4)
+    with np.load(folder / "pseudo_labels.npz") as file:
+        counts = {name: file[name] for name in file}
+    assert counts["step"].tolist() == [2, 4, 6]
+    for record, plain, adjusted, pseudo_labels in zip(
+            read_metrics(folder), counts["test"], counts["test_adjusted"], counts["pseudo_labels"], strict=True):
+        assert record["accuracy"] == np.trace(plain) / plain.sum()
+        assert record["accuracy_adjusted"] == np.trace(adjusted) / adjusted.sum()
+        linear, semantic, final, confident = pseudo_labels.sum(axis=(1, 2)).tolist()
+        assert linear == final == 2 * 8  # two steps of mu * B images
+        assert semantic == (0 if record["step"] == 2 else 16)  # there are none before DASO starts
+        assert record["mask_rate"] == pytest.approx(confident / final)
+    assert counts["pseudo_labels"].shape == (3, 4, N_CLASSES + 1, N_CLASSES)
+    true_classes = counts["pseudo_labels"][:, 2].sum(axis=(0, 2))
+    assert true_classes[-1] == 0 and true_classes[:-1].min() > 0
+    assert 0 < counts["pseudo_labels"][:, 3].sum() < counts["pseudo_labels"][:, 2].sum()
+
+
+def test_a_supervised_run_has_no_mask_rate_and_no_pseudo_labels(finished):
+    folder = finished(method="supervised", rebalance="")
+    assert {record["mask_rate"] for record in read_metrics(folder)} == {None}
+    with np.load(folder / "pseudo_labels.npz") as file:
+        assert not file["pseudo_labels"].any()
+
+
+@pytest.mark.parametrize(("method", "stored", "name"), [("fixmatch", "ema", "ema"), ("supervised", "net", "student")])
+def test_the_evaluated_network_is_the_moving_average_where_there_is_one(method, stored, name, finished):
+    folder = finished(method=method, rebalance="")
+    weights = load_file(folder / "model.safetensors")
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)[stored]
+    assert weights.keys() == state.keys()
+    assert all(torch.equal(weights[key], state[key]) for key in state)
+    assert json.loads((folder / "model.json").read_text())["evaluated"] == name
+
+
+@pytest.mark.parametrize("numbers", [{}, {"precision": "bf16", "channels_last": True}, {"train_resolution": 8}],
+                         ids=["fp32", "bf16", "resized"])
+def test_the_network_can_be_rebuilt_from_its_two_files(numbers, finished, dataset):
+    folder = finished(**numbers)
+    about = json.loads((folder / "model.json").read_text())
+    net = WideResNet(**{name: about[name] for name in ("depth", "width", "n_classes", "in_channels", "precision")})
+    net.load_state_dict(load_file(folder / "model.safetensors"))
+    normalize = functools.partial(augment.normalize, **{name: about[name] for name in ("mean", "std", "resolution")})
+    logits = predict(net, load_data(dataset).x_test, normalize)[1]
+    with np.load(folder / "outputs.npz") as file:
+        np.testing.assert_allclose(logits, file["test_logits"], atol=0.02 if numbers.get("precision") else 1e-4)
+        table = confusion(file["test_target"], file["test_logits"].argmax(axis=1))
+    with np.load(folder / "pseudo_labels.npz") as file:
+        np.testing.assert_array_equal(file["test"][-1], table)
+    assert about["class_names"] == [str(k) for k in range(N_CLASSES)]
+
+
+def confusion(target, predicted):
+    table = np.zeros((N_CLASSES, N_CLASSES), int)
+    np.add.at(table, (target, predicted), 1)
+    return table
+
+
+def test_tensorboard_shows_the_numbers_of_the_metrics(finished):
+    folder = finished()
+    reader = EventAccumulator(str(folder / "events"))
+    reader.Reload()
+    records = read_metrics(folder)
+    for tag, values in {"accuracy": [record["accuracy"] for record in records],
+                        "loss/labeled": [record["losses"]["labeled"] for record in records]}.items():
+        events = reader.Scalars(tag)
+        assert [event.step for event in events] == [2, 4, 6]
+        assert [event.value for event in events] == pytest.approx(values, rel=1e-6)
+
+
+def test_outputs_of_a_run_that_ends_before_daso_acts_are_linear_labels(finished):
+    """The histogram is never filled then, so that blending would divide 0 by 0."""
+    folder = finished(pretrain_steps=6, refresh_steps=6)
+    with np.load(folder / "outputs.npz") as file:
+        assert "semantic" not in file and np.isfinite(file["final"]).all()
+
+
+# ---- predictions for the unlabeled images ----
+
+
+def read_predictions(folder):
+    table = pd.read_csv(folder / "predictions.csv", dtype={"class": str})
+    with np.load(folder / "outputs.npz") as file:
+        assert table["index"].tolist() == file["unlabeled_index"].tolist()
+        np.testing.assert_allclose(table["confidence"], file["final"].max(axis=1), atol=1e-3)
+        likely = file["final"].argmax(axis=1)
+        clear = np.sort(file["final"].astype(float), axis=1)[:, -2:] @ [-1, 1] > 2e-3  # no tie by rounding
+    return table, likely, clear
+
+
+def test_a_run_predicts_the_class_of_each_unlabeled_training_image(finished):
+    table, likely, clear = read_predictions(finished())
+    assert table.columns.tolist() == ["index", "class", "confidence"] and len(table) == 54
+    assert clear.sum() > 40 and (table["class"].astype(int) == likely)[clear].all()
+    assert table["confidence"].between(0.25, 1).all()
+
+
+def save_folder(root, n_unlabeled):
+    rng = np.random.default_rng(0)
+    names = [f"train/{name}/{i}.png" for name in ("cat", "dog") for i in range(6)]
+    names += [f"test/{name}/{i}.png" for name in ("cat", "dog") for i in range(3)]
+    names += [f"unlabeled/roll {i % 2}/{i}.png" for i in range(n_unlabeled)]
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(root / name)
+    return str(root)
+
+
+FOLDER = {"n1": None, "m1": None, "gamma_l": None, "unlabeled": "unknown", "resolution": 12}
+
+
+def test_predictions_for_a_folder_name_its_files_and_classes(tmp_path):
+    pets = save_folder(tmp_path / "pets", n_unlabeled=9)
+    run(tiny_config(pets, **FOLDER), tmp_path / "run", progress=False)
+    table, likely, clear = read_predictions(tmp_path / "run")
+    assert table.columns.tolist() == ["index", "file", "class", "confidence"]
+    assert table["file"].tolist() == [f"roll {i}/{j}.png" for i in (0, 1) for j in range(i, 9, 2)]
+    assert set(table["class"]) <= {"cat", "dog"}
+    assert (table["class"] == np.array(["cat", "dog"])[likely])[clear].all()
+
+
+def test_without_unlabeled_images_there_are_no_predictions(tmp_path):
+    pets = save_folder(tmp_path / "pets", n_unlabeled=0)
+    run(tiny_config(pets, method="supervised", rebalance="", **FOLDER), tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "predictions.csv").exists()
+
+
+# ---- losses that are not finite ----
+
+
+def break_step(monkeypatch, method, factors, at):
+    """Multiply loss terms of step `at` and all later ones; return a list that grows by each step taken."""
+    learner, taken = LEARNERS[method], []
+
+    def step(*args, t, **settings):
+        taken.append(t)
+        out = learner.step(*args, t=t, **settings)
+        if t < at:
+            return out
+        return out._replace(losses={name: loss * factors.get(name, 1.0) for name, loss in out.losses.items()})
+
+    monkeypatch.setitem(LEARNERS, method, dataclasses.replace(learner, step=step))
+    return taken
+
+
+@pytest.mark.parametrize("at", [2, 3])
+def test_a_loss_that_is_not_a_number_stops_the_run_at_the_next_evaluation(at, dataset, monkeypatch, tmp_path):
+    taken = break_step(monkeypatch, "supervised", {"labeled": float("nan")}, at)
+    with pytest.raises(FloatingPointError, match=rf"the loss is not finite since step {at}: labeled = nan\."):
+        run(tiny_config(dataset, method="supervised", rebalance=""), tmp_path, progress=False)
+    assert taken == [0, 1, 2, 3]  # the losses are looked at where the run waits for the device anyhow
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert [record["step"] for record in read_metrics(tmp_path)] == [2]
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_each_term_of_the_first_bad_step_is_named_with_its_value(dataset, monkeypatch, tmp_path):
+    break_step(monkeypatch, "fixmatch", {"labeled": float("inf"), "unlabeled": 0.0}, at=1)
+    with pytest.raises(FloatingPointError, match=r"since step 1: labeled = inf, unlabeled = 0\.0\. "):
+        run(tiny_config(dataset, rebalance=""), tmp_path, progress=False)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_run_stopped_by_its_loss_goes_on_from_the_checkpoint_before(dataset, finished, monkeypatch, tmp_path):
+    config = tiny_config(dataset)
+    with monkeypatch.context() as patch:
+        break_step(patch, "fixmatch", {"labeled": float("nan")}, at=5)
+        with pytest.raises(FloatingPointError, match="since step 5"):
+            run(config, tmp_path, progress=False)
+    run(config, tmp_path, progress=False)
+    assert (tmp_path / "model.safetensors").read_bytes() == (finished() / "model.safetensors").read_bytes()
+
+
+def test_a_learning_rate_that_is_too_large_is_found_out(dataset, tmp_path):
+    with pytest.raises(FloatingPointError, match="not finite since step 1: labeled = (nan|inf)"):
+        run(tiny_config(dataset, method="supervised", rebalance="", lr=1e30, warmup_steps=0), tmp_path, progress=False)
+
+
+def test_a_weight_that_is_not_finite_is_found_out_though_the_losses_so_far_were(dataset, tmp_path):
+    config = tiny_config(dataset, method="supervised", rebalance="", lr=1e45, warmup_steps=6)  # step 0 has rate 0
+    with pytest.raises(FloatingPointError, match="a weight is not finite after step 1"):
+        run(config, tmp_path, progress=False)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+# ---- arithmetic ----
+
+
+@pytest.mark.parametrize(("numbers", "tolerance"), [({"channels_last": True}, 1e-4), ({"precision": "bf16"}, 0.1),
+                                                    ({"precision": "bf16", "channels_last": True}, 0.1)])
+def test_other_arithmetic_gives_nearly_the_same_numbers(numbers, tolerance, dataset):
+    data, losses, weights = load_data(dataset), [], []
+    for changes in ({}, numbers):
+        training, batches = make_training(tiny_config(dataset, rebalance="", **changes), data)
+        losses.append([sum(training.step(batches.at(t)[0], t).losses.values()).item() for t in range(2)])
+        weights.append(training.evaluated.head.weight.detach())
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance) and losses[0] != losses[1]
+    change = (weights[0] - weights[1]).norm() / weights[0].norm()
+    assert 0 < change < tolerance
+
+
+# ---- what is said ----
+
+
+def test_a_run_says_what_it_trains_on_and_shows_its_progress(dataset, tmp_path, capsys):
+    run(tiny_config(dataset, device="auto"), tmp_path / "shown")
+    said = capsys.readouterr()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert f"shown: 26 labeled, 54 unlabeled, 60 test images; {device}, 1 threads, fp32\n" in said.out
+    assert "fixmatch-daso: 100%" in said.err and "6/6" in said.err
+
+
+def test_a_resumed_run_says_from_where(dataset, monkeypatch, tmp_path, capsys):
+    break_step(monkeypatch, "supervised", {"labeled": float("nan")}, at=3)
+    for _ in range(2):
+        with pytest.raises(FloatingPointError):
+            run(tiny_config(dataset, method="supervised", rebalance=""), tmp_path)
+    assert ", from step 2\n" in capsys.readouterr().out
+
+
+def test_without_progress_nothing_is_said(dataset, tmp_path, capsys):
+    run(tiny_config(dataset), tmp_path, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+# ---- devices ----
+
+
+def test_auto_is_a_gpu_if_there_is_one():
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", ""])
+def test_a_device_that_does_not_exist_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"device='{name}': choose auto, or a device that torch has here"):
+        choose_device(name)
+
+
+# ---- nothing is written for a run that cannot be ----
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"n1": 30}, "n1.*m1"),
+    ({"batch_size": 27}, "batch_size=27 is larger than the labeled set"),
+    ({"mu": 14}, "is larger than the unlabeled set"),
+    ({"unlabeled": "unknown", "m1": None}, "unlabeled='unknown': .* has no separate unlabeled images"),
+    ({"device": "cuda:99"}, "device='cuda:99'"),
+    ({"n_val": 5}, "n_val"),
+])
+def test_nothing_is_written_when_data_and_settings_do_not_fit(changes, message, dataset, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(tiny_config(dataset, **changes), tmp_path / "run", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_when_the_data_are_damaged(dataset, tmp_path):
+    content = Path(dataset).read_bytes()
+    damaged = tmp_path / "tiny.npz"
+    damaged.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="tiny.npz is damaged"):
+        run(tiny_config(str(damaged)), tmp_path / "run", progress=False)
+    assert list(tmp_path.iterdir()) == [damaged]
+
+
+def test_a_run_without_a_folder_gets_one_named_after_it(dataset, monkeypatch, tmp_path):
+    monkeypatch.setattr(dasolib.train, "resolve", lambda path: tmp_path / path)
+    config = tiny_config(dataset, method="supervised", rebalance="")
+    run(config, progress=False)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name == config.run_name() and folder.name.startswith("tiny-supervised-s0-")
+    assert (folder / "result.json").exists()
