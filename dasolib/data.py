@@ -56,11 +56,11 @@ class ImageData:
     mean, std : tuple of float
         Per channel, of the training images scaled to [0, 1]; ``std`` is > 0.
     x_unlabeled : Tensor of shape (n_unlabeled, channels, height, width) or None
-        uint8 images of a separate unlabelled pile, where the data set has one.
+        uint8 images of a separate unlabeled pile, where the data set has one.
     y_unlabeled : Tensor of shape (n_unlabeled,) or None
         int64 class ids of that pile, -1 where unknown; None exactly where `x_unlabeled` is.
     unlabeled_names : tuple of str or None
-        File names of the unlabelled images of a folder, relative to ``unlabeled/``; None for all other sources.
+        File names of the unlabeled images of a folder, relative to ``unlabeled/``; None for all other sources.
 
     Examples
     --------
@@ -423,7 +423,7 @@ def _folder(root: Path, resolution: int) -> ImageData:
     for part in ("train", "test"):
         if not (root / part).is_dir():
             raise ValueError(f"{root} has no folder {part!r}; expected are train/<class>/, test/<class>/ and, where "
-                             f"there are unlabelled images, unlabeled/")
+                             f"there are unlabeled images, unlabeled/")
     unused = sorted(entry.name for entry in root.iterdir()
                     if entry.is_dir() and entry.name not in ("train", "test", "unlabeled") and entry.name[0] != ".")
     if unused:
@@ -442,7 +442,7 @@ def _folder(root: Path, resolution: int) -> ImageData:
     if (root / "unlabeled").is_dir():
         unlabeled = _list_images(root / "unlabeled")
         if not unlabeled:
-            raise ValueError(f"{root / 'unlabeled'} holds no image; remove it, or put the unlabelled images there")
+            raise ValueError(f"{root / 'unlabeled'} holds no image; remove it, or put the unlabeled images there")
     x_train, x_test, x_unlabeled = _decode_all(train, test, unlabeled or [], resolution=resolution)
     mean, std = channel_mean_std(x_train)
     pile = {} if unlabeled is None else {

@@ -10,6 +10,7 @@ cannot be replayed. The formats are described in tests/data/golden/README.md.
 import json
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -185,8 +186,9 @@ def main(arguments):
         return 2
     try:
         rows = replay(arguments[0])
-    except (ValueError, FileNotFoundError, KeyError) as error:
-        print(f"{arguments[0]}: cannot be replayed: {error}", file=sys.stderr)
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        print(f"{arguments[0]}: cannot be replayed: {reason}", file=sys.stderr)
         return 2
     for row in rows:
         mark = "" if row.error <= row.tolerance else "  <-- above tolerance"

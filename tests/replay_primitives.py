@@ -80,9 +80,11 @@ def replay_primitive(path):
         rows = {row.name: row for row in REPLAYS[kind](z, path.parent)}
     outputs = [name for name in z if not any(re.fullmatch(pattern, name) for pattern in NOT_OUTPUTS[kind])]
     forgotten = [name for name in outputs if name not in rows]
-    assert not forgotten, f"{path} has outputs that no replay covers: {', '.join(forgotten)}"
+    if forgotten:
+        raise ValueError(f"{path}: outputs that no replay covers: {', '.join(forgotten)}")
     invented = [name for name in rows if name not in outputs]
-    assert not invented, f"rows without an output in {path}: {', '.join(invented)}"
+    if invented:
+        raise ValueError(f"{path}: rows without an output: {', '.join(invented)}")
     return [rows[name] for name in outputs]
 
 

@@ -1,0 +1,378 @@
+"""One function for each figure: data in, a matplotlib `Figure` out; one style, and one look for each method."""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import style
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
+
+from dasolib.diagnostics import accuracy, predicted_share
+from dasolib.evaluation import LAST
+from dasolib.results import MEASURES, over_seeds
+from dasolib.run_folder import resolve
+
+STYLE = Path(__file__).with_name("figures.mplstyle")
+COLUMN, PAGE = 3.25, 6.75  # inches: the width of one column of a paper, and of both
+MOST_CLASSES_NAMED = 20  # with more classes an axis has no room for a tick at each
+
+TITLES = {"recall": "recall of pseudo-labels", "precision": "precision of pseudo-labels", "accuracy": "test accuracy"}
+
+
+class Look(NamedTuple):
+    """How a method is drawn: told apart by colour, and in black and white by dashes, marker and hatch."""
+
+    color: str
+    dashes: str | tuple
+    marker: str
+    hatch: str
+
+
+# A method keeps its look in every figure. The colours are those of Okabe and Ito, then muted ones of Tol: safe for the
+# colour-blind, and without their yellow, too faint for a line on white paper.
+LOOKS = {
+    "FixMatch": Look("#0072B2", "-", "o", ""),
+    "FixMatch + LA": Look("#E69F00", (0, (4, 1.5)), "s", "/////"),
+    "FixMatch + DASO": Look("#009E73", (0, (5, 1, 1, 1)), "^", "xxxx"),
+    "FixMatch + LA + DASO": Look("#D55E00", (0, (1.5, 1)), "D", "....."),
+    "FixMatch + CB": Look("#56B4E9", (0, (7, 2)), "v", "-----"),
+    "FixMatch + CB + DASO": Look("#CC79A7", (0, (5, 1, 1, 1, 1, 1)), "P", "+++++"),
+    "Supervised": Look("#000000", (0, (1, 1)), "X", "|||||"),
+    "Supervised + LA": Look("#999933", (0, (3, 1, 3, 3)), "<", "\\\\\\\\\\"),
+    "Supervised + CB": Look("#882255", (0, (2, 2)), ">", "ooo"),
+    "Supervised + LDAM-DRW": Look("#888888", (0, (8, 1, 1, 1)), "*", "**"),
+}
+
+
+def look(label):
+    """How a method is drawn in every figure.
+
+    Parameters
+    ----------
+    label : str
+        From `dasolib.results.method_label`.
+
+    Returns
+    -------
+    Look
+
+    Raises
+    ------
+    ValueError
+        If the method has none yet.
+
+    Examples
+    --------
+    >>> look("FixMatch").color
+    '#0072B2'
+    """
+    if label not in LOOKS:
+        raise ValueError(f"method {label!r} has no look; choose from {', '.join(LOOKS)}, or add a line to LOOKS")
+    return LOOKS[label]
+
+
+def pseudo_label_bias(table, *, class_names=None):
+    """Draw recall and precision of pseudo-labels and test accuracy, per class and per group (figure 2 of the paper).
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `dasolib.results.bias_table`. A measure that no run has is left out, and so are groups if there are none.
+    class_names : sequence of str, optional
+        Default: the class ids.
+
+    Returns
+    -------
+    Figure
+        Upper row: classes, in the order of their ids; lower row: groups. Means over seeds, with the sample standard
+        deviation where there are several; a value that does not exist (precision of a class never predicted) leaves a
+        gap.
+
+    Raises
+    ------
+    ValueError
+        If the table is empty, or a method has no look.
+
+    References
+    ----------
+    Oh, Kim and Kweon, "DASO", CVPR 2022, arXiv:2106.05682, figures 2 and 5 to 8.
+    """
+    if table.empty:
+        raise ValueError("table has no rows: give at least one finished run")
+    methods = table["method"].unique().tolist()
+    measures = [name for name in MEASURES if table[name].notna().any()]
+    classes = sorted(part for part in table["part"].unique() if isinstance(part, int))
+    groups = [part for part in table["part"].unique() if not isinstance(part, int)]
+    stats = over_seeds(table)
+    n_rows = 2 if groups else 1
+    with style.context(STYLE):
+        fig = Figure(figsize=(PAGE, 1.75 * n_rows + 0.35), layout="constrained")
+        axes = fig.subplots(n_rows, len(measures), sharey=True, squeeze=False)
+        for column, measure in enumerate(measures):
+            top = axes[0, column]
+            for method in methods:
+                mean, std = (stats[name][measure].loc[method].reindex(classes).to_numpy() for name in ("mean", "std"))
+                _line(top, np.array(classes), mean, std, method, marker=True)
+            top.set_title(TITLES[measure])
+            top.set_xlabel("class")
+            _class_ticks(top.xaxis, len(classes), class_names)
+            if groups:
+                _group_bars(axes[1, column], stats, measure, methods, groups)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("%")
+        axes[0, 0].set_ylim(0, 1)
+        axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+        n_seeds = table.groupby("method", sort=False)["seed"].nunique()
+        _legend_above(fig, axes[0, 0], n_seeds)
+    return fig
+
+
+def linear_against_semantic(linear, semantic, *, class_names=None):
+    """Draw the confusion of linear and of semantic pseudo-labels of one DASO run, side by side.
+
+    Parameters
+    ----------
+    linear, semantic : ndarray of shape (K, K) or (K + 1, K)
+        Counts, row = true class, column = pseudo-label; images of unknown class, in a last row, are left out.
+    class_names : sequence of str, optional
+        Default: the class ids.
+
+    Returns
+    -------
+    Figure
+        Shares of each row, in percent; they are written into the cells where there are at most 10 classes. A class
+        without images leaves a row without colour.
+
+    Raises
+    ------
+    ValueError
+        If there are no counts, as in a run without semantic pseudo-labels.
+    """
+    with style.context(STYLE):
+        fig = Figure(figsize=(PAGE, 3.4), layout="constrained")
+        axes = fig.subplots(1, 2, sharey=True)
+        for ax, name, counts in zip(axes, ("linear", "semantic"), (linear, semantic), strict=True):
+            k = counts.shape[-1]
+            known = counts[:k]
+            if known.sum() == 0:
+                raise ValueError(f"{name} counts no pseudo-labels of images of known class")
+            total = known.sum(axis=1, keepdims=True)
+            shares = np.divide(known, total, out=np.full((k, k), np.nan), where=total > 0)
+            picture = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal", interpolation="nearest")
+            for row, column in np.argwhere(~np.isnan(shares)) if k <= 10 else ():
+                share = shares[row, column]
+                ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=6,
+                        color="white" if share > 0.6 else "black")
+            ax.set(title=f"{name} pseudo-labels ({int(known.sum()):,})", xlabel="pseudo-label")
+            ax.grid(False)
+            ax.spines[:].set_visible(False)
+            ax.tick_params(length=0)
+            _class_ticks(ax.xaxis, k, class_names)
+        _class_ticks(axes[0].yaxis, k, class_names)
+        axes[0].set_ylabel("true class")
+        bar = fig.colorbar(picture, ax=axes, shrink=0.9, pad=0.015, format=PercentFormatter(1, symbol=""))
+        bar.set_label("share of the true class (%)")
+        bar.outline.set_visible(False)
+    return fig
+
+
+def class_distribution(runs, *, class_names=None):
+    """Draw the share of each class among the final pseudo-labels over training, beside the true one, a panel a method.
+
+    Parameters
+    ----------
+    runs : list of dasolib.results.Run
+        Several runs of one method are counted together, up to the last step that all of them reached.
+    class_names : sequence of str, optional
+        Default: the class ids.
+
+    Returns
+    -------
+    Figure
+        Stacked shares, the first class at the bottom and darkest, of all pseudo-labels, confident or not; the bar
+        beside each panel holds the true classes of the same images, where they are known.
+
+    Raises
+    ------
+    ValueError
+        If there are no runs, or one without pseudo-labels.
+    """
+    methods = _by_label(runs)
+    with style.context(STYLE):
+        fig = Figure(figsize=(PAGE, 2.2), layout="constrained")
+        widths = [12, 1] * len(methods)
+        axes = fig.subplots(1, 2 * len(methods), sharey=True, width_ratios=widths, squeeze=False)[0]
+        for (method, members), ax, beside in zip(methods.items(), axes[::2], axes[1::2], strict=True):
+            steps, counts = _aligned(members, lambda run: run.pseudo_labels("final"))
+            counts = counts.sum(axis=0)  # over seeds
+            if counts.sum() == 0:
+                raise ValueError(f"runs of {method} have no pseudo-labels")
+            k = counts.shape[-1]
+            colors = mpl.colormaps["cividis"](np.linspace(0, 1, k))
+            ax.stackplot(steps, predicted_share(counts).T, colors=colors, edgecolor="white", linewidth=0.25)
+            true = counts[:, :k].sum(axis=(0, 2))
+            bottom = 0.0
+            for share, color in zip(true / max(true.sum(), 1), colors, strict=True):
+                beside.bar(0, share, width=1, bottom=bottom, color=color, edgecolor="white", linewidth=0.25)
+                bottom += share
+            beside.set(xticks=[0], xticklabels=["true"], xlim=(-0.5, 0.5))
+            ax.set(title=_with_seeds(method, len(members)), xlabel="step", xlim=(0, steps[-1]), ylim=(0, 1))
+            ax.set_xticks([0, steps[-1] // 2, steps[-1]])
+            ax.get_xticklabels()[-1].set_horizontalalignment("right")  # clear of the bar's own label
+            for each in (ax, beside):
+                each.grid(False)
+                each.tick_params(axis="y", length=0 if each is beside else 2.5)
+        axes[0].set_ylabel("share of pseudo-labels (%)")
+        axes[0].yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+        edges = mpl.colors.BoundaryNorm(np.arange(k + 1) - 0.5, k)
+        scale = mpl.cm.ScalarMappable(norm=edges, cmap=mpl.colors.ListedColormap(colors))
+        bar = fig.colorbar(scale, ax=axes.tolist(), pad=0.015, label="class")
+        bar.outline.set_visible(False)
+        bar.minorticks_off()
+        bar.ax.tick_params(length=0)
+        _class_ticks(bar.ax.yaxis, k, class_names)
+    return fig
+
+
+def accuracy_curves(runs, *, adjusted=False):
+    """Draw test accuracy over training, a line for each method.
+
+    Parameters
+    ----------
+    runs : list of dasolib.results.Run
+        Several runs of one method are averaged, up to the last step that all of them reached.
+    adjusted : bool
+        With logit adjustment at test time.
+
+    Returns
+    -------
+    Figure
+        Mean over seeds, a band of one sample standard deviation where there are several, and a grey field over the last
+        20 evaluations of finished runs, whose median is the number that is reported. The evaluations before it may be
+        on a part of the test images, and scatter more.
+
+    Raises
+    ------
+    ValueError
+        If there are no runs, or one without an evaluation.
+    """
+    methods = _by_label(runs)
+    with style.context(STYLE):
+        fig = Figure(figsize=(COLUMN, 2.9), layout="constrained")
+        ax = fig.subplots()
+        for method, members in methods.items():
+            steps, counts = _aligned(members, lambda run: run.counts["test_adjusted" if adjusted else "test"])
+            curves = accuracy(counts)  # (n_seeds, n_evaluations)
+            std = curves.std(axis=0, ddof=1) if len(members) > 1 else np.full(len(steps), np.nan)
+            _line(ax, steps, curves.mean(axis=0), std, method, marker=False)
+        finished = [run.counts["step"] for run in runs if run.result is not None]
+        for i, (first, last) in enumerate(sorted({(int(steps[-LAST:][0]), int(steps[-1])) for steps in finished})):
+            ax.axvspan(first, last, color="#e8e8e8", linewidth=0, zorder=0,
+                       label=f"last {LAST} evaluations" if i == 0 else None)
+        ax.set(xlabel="step", ylabel="test accuracy (%)", ylim=(0, 1))
+        if adjusted:
+            ax.set_ylabel("test accuracy with LA at test time (%)")
+        ax.set_xlim(0, max(run.counts["step"][-1] for run in runs))
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+        _legend_above(fig, ax, {method: len(members) for method, members in methods.items()}, columns=1)
+    return fig
+
+
+def png(fig):
+    r"""PNG of a figure as bytes, in at most 256 colours: a third of the size, so a notebook with figures stays small.
+
+    Examples
+    --------
+    >>> png(Figure(figsize=(1, 1)))[:4]
+    b'\x89PNG'
+    """
+    full, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(full, format="png", dpi=fig.dpi)
+    picture = Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    picture.save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+def save(fig, folder, name):
+    """Write a figure as ``<folder>/<name>.png``; does nothing if `folder` is empty."""
+    if folder:
+        path = resolve(folder) / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(fig))
+
+
+def show_in(ipython):
+    """Have a notebook show figures as `png` makes them; `ipython` is its ``get_ipython()``."""
+    ipython.display_formatter.formatters["image/png"].for_type(Figure, png)
+
+
+def _by_label(runs):
+    """Group runs by method, in order of appearance."""
+    if not runs:
+        raise ValueError("runs is empty: give at least one run")
+    methods = {}
+    for run in runs:
+        if not run.counts:
+            raise ValueError(f"run {run.name} has no evaluation yet")
+        methods.setdefault(run.label, []).append(run)
+    return methods
+
+
+def _aligned(runs, arrays_of):
+    """Return steps that all runs were evaluated at, and their arrays there: (n_steps,), (n_runs, n_steps, ...)."""
+    n = min(len(run.counts["step"]) for run in runs)
+    steps = runs[0].counts["step"][:n]
+    for run in runs[1:]:
+        if not np.array_equal(run.counts["step"][:n], steps):
+            raise ValueError(f"runs {runs[0].name} and {run.name} were evaluated at different steps; draw them apart")
+    return steps, np.stack([arrays_of(run)[:n] for run in runs])
+
+
+def _line(ax, x, mean, std, method, *, marker):
+    """Draw the means (n,) of a method over x (n,), and a band of the standard deviations that are not NaN."""
+    color, dashes, symbol, _ = look(method)
+    ax.plot(x, mean, color=color, linestyle=dashes, marker=symbol if marker else None, label=method)
+    if not np.isnan(std).all():
+        ax.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
+
+
+def _group_bars(ax, stats, measure, methods, groups):
+    """Draw a bar for each method within each group of classes."""
+    width = 0.8 / len(methods)
+    for i, method in enumerate(methods):
+        mean, std = (stats[name][measure].loc[method].reindex(groups).to_numpy() for name in ("mean", "std"))
+        at = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * width
+        ax.bar(at, mean, 0.92 * width, color=look(method).color, hatch=look(method).hatch, edgecolor="white",
+               linewidth=0, label=method)
+        if not np.isnan(std).all():
+            ax.errorbar(at, mean, std, fmt="none", ecolor="black", elinewidth=0.7)
+    ax.set_xticks(range(len(groups)), groups)
+    ax.set_xlabel("classes, by labeled frequency")
+    ax.tick_params(axis="x", length=0)
+
+
+def _class_ticks(axis, n_classes, names):
+    """Put a tick at each class, or some where there are many."""
+    if names is not None and len(names) != n_classes:
+        raise ValueError(f"class_names has {len(names)} names for {n_classes} classes")
+    if n_classes > MOST_CLASSES_NAMED:
+        axis.set_major_locator(MaxNLocator(6, integer=True))
+        return
+    upright = names is not None and axis.axis_name == "x"
+    axis.set_ticks(range(n_classes), names or [str(k) for k in range(n_classes)], rotation=90 if upright else 0)
+
+
+def _with_seeds(method, n):
+    return f"{method} ({n} seed{'s' if n > 1 else ''})"
+
+
+def _legend_above(fig, ax, n_seeds, columns=3):
+    """Name the methods and their number of seeds above the panels, where no data are."""
+    handles, labels = ax.get_legend_handles_labels()
+    names = [_with_seeds(label, n_seeds[label]) if label in n_seeds else label for label in labels]
+    fig.legend(handles, names, loc="outside upper center", ncols=min(columns, len(names)))

@@ -1,0 +1,451 @@
+"""Run folders as records, and tables of them: accuracy over seeds, and what became of the pseudo-labels."""
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dasolib.config import SCHEMA, Config
+from dasolib.diagnostics import class_groups, precision, predicted_share, recall
+from dasolib.evaluation import LAST
+from dasolib.splits import long_tailed_counts
+
+NAMES = {  # how a base learner or a re-balancing method is written in tables and figures
+    "supervised": "Supervised", "fixmatch": "FixMatch",
+    "la": "LA", "cb": "CB", "ldam_drw": "LDAM-DRW", "daso": "DASO",
+}
+MEASURES = ("recall", "precision", "accuracy")  # columns of `bias_table`
+NOT_COMPARED = ("seed", "threads")  # in which runs that are averaged may differ
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What the small files of a run folder say; an unfinished run has no result, and maybe no evaluation yet.
+
+    Attributes
+    ----------
+    name : str
+        Of the folder.
+    config : dict
+        As in ``config.json``: what can change a number; a setting without effect in this run is absent.
+    metrics : DataFrame
+        One row for each evaluation: ``step``, ``accuracy`` and the rest of ``metrics.jsonl``, losses as ``losses/...``.
+    counts : dict of str to ndarray
+        The arrays of ``pseudo_labels.npz``, see `dasolib.run_folder.RunFolder.write_counts`; empty before the first
+        evaluation.
+    result : dict or None
+        As `dasolib.evaluation.summarize` returns it; None if unfinished.
+    """
+
+    name: str
+    config: dict
+    metrics: pd.DataFrame
+    counts: dict[str, np.ndarray]
+    result: dict | None
+
+    @property
+    def label(self):
+        """Method as tables and figures name it."""
+        return method_label(self.config["method"], self.config["rebalance"])
+
+    def pseudo_labels(self, kind="final"):
+        """Return counts (n_evaluations, K + 1, K) of one kind of pseudo-label, a window each; true x pseudo-label.
+
+        Raises
+        ------
+        ValueError
+            If there is no such kind.
+        """
+        kinds = self.counts["kinds"].tolist()
+        if kind not in kinds:
+            raise ValueError(f"kind={kind!r}: choose one of {', '.join(kinds)}")
+        return self.counts["pseudo_labels"][:, kinds.index(kind)]
+
+    def last_pseudo_labels(self, kind="final"):
+        """Return counts (K + 1, K) of one kind of pseudo-label, summed over the windows of the last 20 evaluations."""
+        return self.pseudo_labels(kind)[-LAST:].sum(axis=0)
+
+
+def method_label(method, rebalance):
+    """Name of a base learner and what is put on it, as tables and figures print it.
+
+    Parameters
+    ----------
+    method : str
+        A key of `dasolib.methods.LEARNERS`.
+    rebalance : sequence of str
+        Keys of `dasolib.rebalance.REBALANCERS`, in table order.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If a name has no label.
+
+    Examples
+    --------
+    >>> method_label("fixmatch", ("la", "daso")), method_label("supervised", ())
+    ('FixMatch + LA + DASO', 'Supervised')
+    """
+    for name in (method, *rebalance):
+        if name not in NAMES:
+            raise ValueError(f"{name!r} has no label; choose from {', '.join(NAMES)}, or add a line to NAMES")
+    return " + ".join(NAMES[name] for name in (method, *rebalance))
+
+
+def load_run(folder):
+    """Read a run folder; ``config.json``, ``metrics.jsonl``, ``pseudo_labels.npz`` and ``result.json`` are enough.
+
+    Parameters
+    ----------
+    folder : path
+        May belong to a run that is still being trained.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    ValueError
+        If it is no run folder, one of another schema, or a finished run whose files disagree.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise ValueError(f"folder={str(folder)!r} is no run: it has no config.json")
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("schema") != SCHEMA:
+        raise ValueError(f"{folder / 'config.json'}: schema={config.get('schema')}, and only {SCHEMA} can be read")
+    records = _read_lines(folder / "metrics.jsonl")
+    counts = _read_arrays(folder / "pseudo_labels.npz")
+    finished = (folder / "result.json").exists()
+    result = json.loads((folder / "result.json").read_text()) if finished else None
+    steps = counts["step"].tolist() if counts else []
+    if finished and [record["step"] for record in records] != steps:
+        raise ValueError(f"{folder} is finished, and metrics.jsonl and pseudo_labels.npz hold different evaluations")
+    records = [record for record in records if record["step"] in steps]  # in training the counts come a moment later
+    return Run(folder.name, config, pd.json_normalize(records, sep="/"), counts, result)
+
+
+def load_runs(folder):
+    """Read every run in a folder of run folders, ordered by data set, unlabeled classes, method and seed.
+
+    Returns
+    -------
+    list of Run
+        Unfinished ones too; other files and folders are left alone.
+
+    Raises
+    ------
+    ValueError
+        If there is no such folder, or as in `load_run`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"folder={str(folder)!r} does not exist")
+    return sorted((load_run(path.parent) for path in folder.glob("*/config.json")), key=_order)
+
+
+def select(runs, **settings):
+    """Return the runs whose configuration has all of `settings`; ``method`` is the label.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown.
+    """
+    _check_fields("settings", settings)
+    return [run for run in runs if all(_field(run, name) == value for name, value in settings.items())]
+
+
+def results_table(runs, *, by=("dataset", "unlabeled", "method"), expected=()):
+    """Accuracy of each group of runs over its seeds, with what is missing.
+
+    Parameters
+    ----------
+    runs : list of Run
+        Finished or not.
+    by : sequence of str
+        Settings that make a group; ``method`` stands for the label, which includes re-balancing.
+    expected : sequence of tuple
+        Runs that belong to the study, as values of `by` and a seed: ``("cifar10", "equal", "FixMatch", 0)``.
+
+    Returns
+    -------
+    DataFrame
+        One row for each group, in the order of `expected` and then of `runs`: the columns of `by`; ``accuracy``,
+        the mean over seeds of the run's number (median of its last 20 evaluations), ``accuracy_std``, the sample
+        standard deviation (NaN for one seed), and ``accuracy_best``, the mean of the best evaluation of each run, which
+        is chosen on the test set and therefore only shown; the same three as ``adjusted...`` for logit adjustment at
+        test time; ``minutes`` of training, a mean; ``seeds``, the number of finished runs; ``missing``, a text naming
+        unfinished and absent ones. Accuracies are in [0, 1], and NaN for a group with no finished run.
+
+    Raises
+    ------
+    ValueError
+        If runs of one group differ in more than their seed, or two have the same seed.
+    """
+    _check_fields("by", by)
+    groups = {}  # key -> seed -> Run, or None for an absent one
+    for *key, seed in expected:
+        if len(key) != len(by):
+            raise ValueError(f"expected has {(*key, seed)!r}; give a value for each of {', '.join((*by, 'seed'))}")
+        groups.setdefault(tuple(key), {})[seed] = None
+    for run in runs:
+        group = groups.setdefault(tuple(_field(run, name) for name in by), {})
+        for other in group.values():
+            if other is not None:
+                _check_same_study(other, run)
+        group[run.config["seed"]] = run
+    return pd.DataFrame([dict(zip(by, key, strict=True)) | _summary(group) for key, group in groups.items()],
+                        columns=[*by, *_summary({})])
+
+
+def format_table(table):
+    """Text of a `results_table` in percent, mean and sample standard deviation, with what the columns mean.
+
+    Examples
+    --------
+    >>> print(format_table(results_table([], expected=[("cifar10", "equal", "FixMatch", 0)])).splitlines()[1])
+    cifar10 equal      FixMatch    -       -     -        -       -     0 s0 absent
+    """
+    shown = table[[name for name in table.columns if name not in _summary({})]].copy()
+    for title, name in (("acc.", "accuracy"), ("acc.+LA", "adjusted")):
+        shown[title] = [_plus_minus(m, s) for m, s in zip(table[name], table[f"{name}_std"], strict=True)]
+    for title, name in (("best*", "accuracy_best"), ("best+LA*", "adjusted_best")):
+        shown[title] = [_plus_minus(m) for m in table[name]]
+    shown["minutes"] = ["-" if np.isnan(minutes) else f"{minutes:.1f}" for minutes in table["minutes"]]
+    shown["seeds"] = table["seeds"]
+    shown["missing"] = [text or "-" for text in table["missing"]]
+    return _text(shown) + (
+        f"\nacc.: test accuracy in %, median of the last {LAST} evaluations of a run; mean over seeds, ± sample std."
+        "\n+LA: with logit adjustment at test time. minutes: of training and evaluation, mean over seeds."
+        "\n*best: best evaluation of a run, chosen on the test set: shown beside the number, never used to choose."
+    )
+
+
+def bias_table(runs):
+    """Recall and precision of the final pseudo-labels and test accuracy, per class and per group of classes.
+
+    Parameters
+    ----------
+    runs : list of Run
+        Finished ones.
+
+    Returns
+    -------
+    DataFrame
+        A row for each run and class, then for each run and group: ``method``, ``seed``, ``part`` (class id, or "head",
+        "medium", "tail" by labeled frequency), and in [0, 1] ``recall`` and ``precision``, of the pseudo-labels of the
+        last 20 windows together, whether confident or not, and ``accuracy``, the test accuracy as in ``result.json``.
+        A group's recall and precision are means over its classes for which they exist; NaN where none does: recall
+        of a class without unlabeled images, precision of a class never predicted. Runs on data with natural
+        imbalance have no groups, as their folder does not hold the labeled counts.
+
+    Raises
+    ------
+    ValueError
+        If a run is unfinished.
+    """
+    rows = []
+    for run in runs:
+        if run.result is None:
+            raise ValueError(f"run {run.name} is unfinished")
+        labels, test = run.last_pseudo_labels(), run.result["plain"]
+        per_class = {"recall": recall(labels), "precision": precision(labels),
+                     "accuracy": np.array(test["per_class"], dtype=float)}
+        who = {"method": run.label, "seed": run.config["seed"]}
+        rows += [who | {"part": k} | {name: float(values[k]) for name, values in per_class.items()}
+                 for k in range(labels.shape[-1])]
+        for group, classes in groups_of(run).items():
+            rows.append(who | {"part": group, "accuracy": test["groups"].get(group, np.nan)}
+                        | {name: _mean(per_class[name][classes]) for name in ("recall", "precision")})
+    return pd.DataFrame(rows, columns=["method", "seed", "part", *MEASURES])
+
+
+def groups_of(run):
+    """Head, medium and tail classes of a run as `dasolib.diagnostics.class_groups`; none with natural imbalance."""
+    if run.config["n1"] is None:
+        return {}
+    n_classes = run.counts["test"].shape[-1]
+    return class_groups(long_tailed_counts(run.config["n1"], run.config["gamma_l"], n_classes))
+
+
+def over_seeds(table):
+    """Mean, sample standard deviation and number of seeds of a `bias_table`, in the order of its rows.
+
+    Returns
+    -------
+    dict of str to DataFrame
+        ``mean``, ``std`` (NaN for one seed) and ``count``, each with index (method, part) and a column per measure. A
+        value that some seed lacks is NaN.
+    """
+    groups = table.groupby(["method", "part"], sort=False)[list(MEASURES)]
+    size = groups.size()
+    complete = groups.count().eq(size, axis=0)
+    return {"mean": groups.mean().where(complete), "std": groups.std().where(complete), "count": size}
+
+
+def format_bias(table):
+    """Text of a `bias_table` in percent: a row for each method and measure, groups first, then classes.
+
+    Where a method has several seeds, rows of sample standard deviations follow the means.
+    """
+    stats = over_seeds(table)
+    rows = []
+    for method in table["method"].unique():
+        seeds = int(stats["count"].loc[method].iloc[0])
+        for measure in MEASURES:
+            for statistic in ("mean", "std") if seeds > 1 else ("mean",):
+                values = stats[statistic][measure].loc[method]
+                values = values.reindex(sorted(values.index, key=lambda part: isinstance(part, int)))
+                rows.append({"method": method, "in %": measure, "seeds": seeds, "": statistic}
+                            | {str(part): _plus_minus(value) for part, value in values.items()})
+    return _text(pd.DataFrame(rows)) if rows else "no finished run"
+
+
+def share_table(runs):
+    """Share of each class among the final pseudo-labels of the last 20 windows, and its true share among those images.
+
+    Parameters
+    ----------
+    runs : list of Run
+        Runs of one method are counted together.
+
+    Returns
+    -------
+    DataFrame
+        Index: the methods, in order of appearance, then "true", over the images of known class of all runs; one column
+        for each class. In [0, 1], each row sums to 1; NaN for a method without pseudo-labels.
+    """
+    counts = {}
+    for run in runs:
+        counts[run.label] = counts.get(run.label, 0) + run.last_pseudo_labels()
+    shares = {label: predicted_share(total) for label, total in counts.items()}
+    if counts:
+        shares["true"] = predicted_share(sum(counts.values())[:-1].T)
+    return pd.DataFrame.from_dict(shares, orient="index")
+
+
+def share_change(runs):
+    """How much the class shares of final pseudo-labels move from one evaluation window to the next.
+
+    Half the sum over classes of the absolute differences, averaged over the last 20 windows: 0 where all windows have
+    one distribution, 1 where two successive ones have no class in common. A method whose pseudo-labels steer
+    themselves, as DASO's do through its histogram, can swing where another drifts.
+
+    Parameters
+    ----------
+    runs : list of Run
+
+    Returns
+    -------
+    dict of str to float
+        By method, in order of appearance: the mean over its runs; NaN without pseudo-labels or with one window.
+    """
+    by_method = {}
+    for run in runs:
+        shares = predicted_share(run.pseudo_labels()[-LAST:])
+        change = np.abs(np.diff(shares, axis=0)).sum(axis=1) / 2
+        by_method.setdefault(run.label, []).append(change.mean() if len(change) else np.nan)
+    return {label: float(np.mean(changes)) for label, changes in by_method.items()}
+
+
+def format_shares(table):
+    """Text of a `share_table` in percent."""
+    rows = [{"method": label, "in %": "share"} | {str(k): _plus_minus(share) for k, share in values.items()}
+            for label, values in table.iterrows()]
+    return _text(pd.DataFrame(rows)) if rows else "no finished run"
+
+
+def _order(run):
+    config, names = run.config, list(NAMES)
+    method = [names.index(name) for name in (config["method"], *config["rebalance"])]
+    return config["dataset"], config["unlabeled"], len(method), method, config["seed"], run.name
+
+
+def _field(run, name):
+    return run.label if name == "method" else run.config.get(name)
+
+
+def _check_fields(argument, names):
+    for name in names:
+        if name not in Config.model_fields:
+            raise ValueError(f"{argument} has {name!r}; choose from {', '.join(Config.model_fields)}")
+
+
+def _check_same_study(one, other):
+    """Refuse to average runs that are not the same but for the seed."""
+    if one.config["seed"] == other.config["seed"]:
+        raise ValueError(f"runs {one.name} and {other.name} are in one group and have the same seed")
+    for name in sorted({*one.config, *other.config} - set(NOT_COMPARED)):
+        here, there = one.config.get(name), other.config.get(name)
+        if here != there:
+            raise ValueError(f"runs {one.name} and {other.name} are in one group and differ in {name}: {here!r}, "
+                             f"{there!r}; leave one out, or add {name} to by")
+
+
+def _summary(group):
+    """Columns of `results_table` for one group, seed -> Run or None."""
+    done = [run.result for run in group.values() if run is not None and run.result is not None]
+    row = {}
+    for name, key in (("accuracy", "plain"), ("adjusted", "adjusted")):
+        values = np.array([result[key]["accuracy"] for result in done])
+        row |= {name: _mean(values), f"{name}_std": float(values.std(ddof=1)) if len(done) > 1 else np.nan,
+                f"{name}_best": _mean(np.array([result[key]["best"] for result in done]))}
+    missing = [_state(seed, run) for seed, run in sorted(group.items()) if run is None or run.result is None]
+    return row | {"minutes": _mean(np.array([result["seconds"] / 60 for result in done])), "seeds": len(done),
+                  "missing": ", ".join(missing)}
+
+
+def _state(seed, run):
+    if run is None:
+        return f"s{seed} absent"
+    step = run.metrics["step"].iloc[-1] if len(run.metrics) else 0
+    return f"s{seed} unfinished at step {step} of {run.config['total_steps']}"
+
+
+def _mean(values):
+    """Mean of the values that exist, NaN if there are none."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else np.nan
+
+
+def _plus_minus(mean, std=np.nan):
+    if np.isnan(mean):
+        return "-"
+    return f"{100 * mean:.1f}" + ("" if np.isnan(std) else f" ± {100 * std:.1f}")
+
+
+def _text(table):
+    """Columns of a table as text, words to the left and numbers to the right."""
+    width = {name: max([len(name), *(len(str(value)) for value in table[name])]) for name in table.columns}
+    words = {"dataset", "unlabeled", "method", "in %", "missing"}
+    lines = [table.columns.tolist(), *table.to_numpy().tolist()]
+    return "\n".join(
+        " ".join(str(value).ljust(width[name]) if name in words else str(value).rjust(width[name])
+                 for name, value in zip(table.columns, line, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _read_lines(file):
+    records = []
+    if file.exists():
+        for line in file.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was just killed
+                records.append(json.loads(line))
+    return records
+
+
+def _read_arrays(file):
+    if not file.exists():
+        return {}
+    with np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}

@@ -1,0 +1,173 @@
+"""WideResNet: size, structure, initial draw, image sizes, precision and memory layout."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dasolib.models import WideResNet, forward_views
+
+
+def small_net(**settings):
+    settings = {"depth": 10, "width": 1, "n_classes": 4, "generator": torch.Generator().manual_seed(0)} | settings
+    return WideResNet(**settings)
+
+
+def images(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_wrn_28_2_has_the_1_47_million_parameters_of_the_paper():
+    n = sum(p.numel() for p in WideResNet(depth=28, width=2, n_classes=10).parameters())
+    assert n == 1_467_610
+
+
+@pytest.mark.parametrize(("depth", "width"), [(10, 1), (16, 3), (28, 2)])
+def test_the_parameter_count_follows_from_depth_and_width(depth, width):
+    """Convolutions, BatchNorm pairs and head, counted block by block."""
+    n, c_in = 3 * 16 * 9, 16
+    for c_out in (16 * width, 32 * width, 64 * width):
+        for _ in range((depth - 4) // 6):
+            n += 2 * c_in + c_in * c_out * 9 + 2 * c_out + c_out * c_out * 9 + (c_in * c_out if c_in != c_out else 0)
+            c_in = c_out
+    n += 2 * c_in + c_in * 7 + 7
+    assert n == sum(p.numel() for p in WideResNet(depth=depth, width=width, n_classes=7).parameters())
+
+
+@pytest.mark.parametrize("depth", [4, 9, 11, 27, 0, -2])
+def test_a_depth_that_is_not_6_n_plus_4_is_refused(depth):
+    with pytest.raises(ValueError, match=f"depth={depth}: .* 10, 16, 22, 28"):
+        small_net(depth=depth)
+
+
+def test_wrong_width_and_precision_are_refused_by_value():
+    with pytest.raises(ValueError, match="width=0: must be at least 1"):
+        small_net(width=0)
+    with pytest.raises(ValueError, match="precision='fp16': choose fp32 or bf16"):
+        small_net(precision="fp16")
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 96, 96), (1, 8, 8), (3, 30, 45)])
+def test_images_of_any_channels_and_size_become_features_and_logits(shape):
+    net = small_net(in_channels=shape[0], width=2)
+    x = images(2, *shape)
+    with torch.no_grad():
+        assert net.features(x).shape == (2, 128)
+        assert net(x).shape == (2, 4)
+
+
+def test_the_units_halve_the_image_twice():
+    net, sides = small_net(), []
+    hooks = [unit.register_forward_hook(lambda _net, _args, out: sides.append(tuple(out.shape))) for unit in net.units]
+    net(images(2, 3, 32, 32))
+    assert len(hooks) == 3
+    assert sides == [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_only_the_very_first_block_activates_what_its_shortcut_sees(width):
+    """The identity of the first block at width 1 is one of the activated tensor, too."""
+    net, seen = small_net(depth=16, width=width).eval(), {}
+    blocks = {(i, j): block for i, unit in enumerate(net.units) for j, block in enumerate(unit)}
+    for key, block in blocks.items():
+        block.register_forward_pre_hook(lambda _net, args, key=key: seen.update({("block", *key): args[0].clone()}))
+        block.shortcut.register_forward_pre_hook(
+            lambda _net, args, key=key: seen.update({("shortcut", *key): args[0].clone()}))
+    with torch.no_grad():
+        net(images(2, 3, 16, 16))
+        for key, block in blocks.items():
+            raw = seen["block", *key]
+            activated = F.leaky_relu(block.bn1(raw), 0.1)
+            assert not torch.equal(raw, activated)
+            assert torch.equal(seen["shortcut", *key], activated if key == (0, 0) else raw), key
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_shortcuts_are_convolutions_where_the_shape_changes_and_identities_elsewhere(width):
+    net = small_net(depth=16, width=width)
+    kinds = [[type(block.shortcut) for block in unit] for unit in net.units]
+    first = nn.Identity if width == 1 else nn.Conv2d
+    assert kinds == [[first, nn.Identity], [nn.Conv2d, nn.Identity], [nn.Conv2d, nn.Identity]]
+    assert [unit[0].shortcut.stride for unit in net.units[1:]] == [(2, 2), (2, 2)]
+    assert all(block.shortcut.kernel_size == (1, 1) for unit in net.units[1:] for block in unit[:1])
+
+
+def test_no_convolution_has_a_bias():
+    assert all(module.bias is None for module in small_net().modules() if isinstance(module, nn.Conv2d))
+
+
+def test_initial_weights_have_the_published_spread():
+    """Convolutions sqrt(2 / (k k c_out)), head sqrt(2 / (in + out)), within five standard errors; BatchNorm 1 and 0."""
+    net = small_net(depth=28, width=2, n_classes=100)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            spread = math.sqrt(2 / (module.kernel_size[0] ** 2 * module.out_channels))
+            assert abs(module.weight.std() / spread - 1) < 5 / math.sqrt(2 * module.weight.numel())
+        elif isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all() and (module.bias == 0).all()
+    spread = math.sqrt(2 / (128 + 100))
+    assert abs(net.head.weight.std() / spread - 1) < 5 / math.sqrt(2 * net.head.weight.numel())
+    assert (net.head.bias == 0).all()
+
+
+def test_the_same_generator_state_draws_the_same_weights_and_another_does_not():
+    first, again, other = (small_net(generator=torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(first.stem.weight, other.stem.weight)
+
+
+def test_the_global_generator_has_no_say_when_one_is_given():
+    nets = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        nets.append(small_net())
+    assert all(torch.equal(a, b) for a, b in zip(*(net.parameters() for net in nets), strict=True))
+
+
+def test_the_count_of_batches_is_a_float_that_counts():
+    net = small_net()
+    net.features(images(2, 3, 8, 8))
+    net.features(images(2, 3, 8, 8))
+    assert net.bn.num_batches_tracked.is_floating_point() and net.bn.num_batches_tracked == 2
+
+
+def test_bf16_keeps_parameters_features_and_logits_in_float32():
+    net, x = small_net(precision="bf16"), images(8, 3, 16, 16)
+    feats = net.features(x)
+    assert feats.dtype == net.head(feats).dtype == torch.float32
+    net(x).sum().backward()
+    assert {p.dtype for p in net.parameters()} == {p.grad.dtype for p in net.parameters()} == {torch.float32}
+    exact = small_net().features(x)
+    assert not torch.equal(feats, exact)
+    torch.testing.assert_close(feats, exact, atol=0.05, rtol=0.05)
+
+
+def test_bf16_features_are_finer_than_bf16():
+    """Pooling in bfloat16 would leave eight significant bits."""
+    feats = small_net(precision="bf16").features(images(8, 3, 16, 16))
+    assert not torch.equal(feats, feats.bfloat16().float())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_channels_last_gives_the_same_numbers_to_rounding(precision):
+    x, y = images(8, 3, 16, 16), torch.arange(8) % 4
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        net = small_net(precision=precision).to(memory_format=layout)
+        F.cross_entropy(net(x.contiguous(memory_format=layout)), y).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    difference = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+    assert difference < (1e-5 if precision == "fp32" else 0.1)
+
+
+def test_views_pass_together_so_that_batch_norm_sees_them_all():
+    x, u = images(3, 3, 8, 8), 4 * images(6, 3, 8, 8, seed=1)
+    together = forward_views(small_net(), x, u)
+    joint = small_net()
+    feats = joint.features(torch.cat([x, u]))
+    assert [len(view.feats) for view in together] == [3, 6]
+    assert torch.equal(torch.cat([view.feats for view in together]), feats)
+    assert torch.equal(torch.cat([view.logits for view in together]), joint.head(feats))
+    assert not torch.allclose(together[0].feats, small_net().features(x), atol=1e-2)  # alone: other statistics

@@ -1,0 +1,230 @@
+"""Every notebook, run by papermill from both folders that processes start it in, and as it is stored."""
+
+import functools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+from papermill.iorw import load_notebook_node
+
+from dasolib.config import make_config
+from dasolib.results import load_run
+from dasolib.train import run
+from tests.tiny import save_tiny, tiny_arrays
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+READ_ONLY = {"pseudo_label_bias"}  # notebooks that read committed runs; only these store outputs
+
+TINY = {"n1": 12, "m1": 24, "gamma_l": 4.0, "batch_size": 4, "unlabeled": "reversed", "threads": 1, "device": "cpu"}
+
+slow = pytest.mark.slow
+each_notebook = pytest.mark.parametrize("name", NAMES)
+
+
+@functools.cache
+def stored(name):
+    return load_notebook_node(str(NOTEBOOKS / f"{name}.ipynb"))
+
+
+def execute(name, folder, parameters=None, *, cwd=ROOT):
+    """Run a notebook with papermill and return it, executed; raises if a cell does."""
+    out = folder / f"{name}-{cwd.name}.ipynb"
+    notebook = papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", out, parameters or {}, cwd=cwd,
+                                          progress_bar=False)
+    assert outputs_of(notebook, "error") == []
+    return notebook
+
+
+def outputs_of(notebook, kind):
+    return [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == kind]
+
+
+def printed(notebook):
+    return "".join(output.text for output in outputs_of(notebook, "stream") if output.name == "stdout")
+
+
+def reading(notebook):
+    """Return the last thing printed, which is the line of reading."""
+    (line,) = notebook.cells[-1].outputs[-1].text.splitlines()
+    assert line.startswith("Reading: ")
+    return line
+
+
+def pictures(notebook):
+    shown = outputs_of(notebook, "display_data") + outputs_of(notebook, "execute_result")
+    return [output.data["image/png"] for output in shown if "image/png" in output.data]
+
+
+@each_notebook
+def test_a_notebook_is_stored_whole_and_tied_to_no_machine(name):
+    notebook = stored(name)
+    text = (NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert len(text) < 500_000
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    ids = [cell["id"] for cell in json.loads(text)["cells"]]
+    assert len(set(ids)) == len(ids)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert outputs_of(notebook, "error") == []
+    said = "".join(json.dumps(output) for kind in ("stream", "display_data", "execute_result")
+                   for output in outputs_of(notebook, kind))
+    assert not re.search(r'["\s(=\']/[a-z]+/|[A-Z]:\\\\', said)  # an absolute path
+
+
+@each_notebook
+def test_outputs_are_stored_where_they_come_from_committed_runs_and_nowhere_else(name):
+    for cell in stored(name).cells:
+        assert "execution" not in cell.metadata  # times, which differ each time it is run
+        if name not in READ_ONLY:
+            assert cell.get("outputs", []) == [] and cell.get("execution_count") is None
+    assert name not in READ_ONLY or "Reading: " in printed(stored(name))
+
+
+@each_notebook
+def test_a_notebook_declares_its_parameters_and_checks_them_right_after(name):
+    cells = stored(name).cells
+    (at,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    declaration = re.compile(r"\w+: [\w |]+ = .+  # .+")  # a name, its type, a default and what it is
+    lines = [line for line in cells[at].source.splitlines() if not line.startswith("#")]
+    assert all(declaration.fullmatch(line) for line in lines)
+    assert not cells[at].source.startswith("# Parameters")
+    assert cells[at + 1].source.endswith("check_parameters(In)")
+
+
+@each_notebook
+def test_a_notebook_opens_with_its_question_and_the_published_answer(name):
+    first = stored(name).cells[0].source
+    assert "?" in first.splitlines()[0]
+    assert "Published answer" in first and "2106.05682" in first
+
+
+@slow
+@each_notebook
+def test_an_unknown_parameter_is_refused_by_name(name, tmp_path):
+    with pytest.raises(PapermillExecutionError, match="sead=1: this notebook has no such parameter; choose from"):
+        execute(name, tmp_path, {"sead": 1})
+
+
+@slow
+def test_train_reads_a_finished_run_and_prints_the_same_from_another_folder(tmp_path):
+    parameters = TINY | {"dataset": save_tiny(tmp_path), "run_dir": str(tmp_path / "run"), "total_steps": 3,
+                         "rebalance": "daso,la"}
+    trained = execute("train", tmp_path, parameters, cwd=ROOT)
+    stamp = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    again = execute("train", tmp_path, parameters, cwd=NOTEBOOKS)
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == stamp
+    assert reading(again) == reading(trained)
+    assert pictures(again) == pictures(trained) and len(pictures(trained)) == 2
+    assert "FixMatch + LA + DASO on " in reading(trained)
+    result = load_run(tmp_path / "run").result
+    assert f"reaches {100 * result['plain']['accuracy']:.1f} % after 3 steps" in reading(trained)
+
+
+@slow
+def test_train_takes_parameters_as_text_from_the_command_line(tmp_path):
+    command = [sys.executable, "-m", "papermill", NOTEBOOKS / "train.ipynb", tmp_path / "run" / "train.ipynb",
+               "--cwd", ROOT, "--no-progress-bar", "-y", "{settings: {lambda_u: 0.5}, m1: 24}"]
+    texts = {"dataset": save_tiny(tmp_path), "method": "fixmatch", "rebalance": "", "seed": "1", "n1": "12",
+             "gamma_l": "4", "unlabeled": "equal", "batch_size": "4", "total_steps": "2", "threads": "1",
+             "run_dir": str(tmp_path / "run")}
+    for name, text in texts.items():
+        command += ["-p", name, text]
+    (tmp_path / "run").mkdir()
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    config = load_run(tmp_path / "run").config
+    assert (config["seed"], config["rebalance"], config["lambda_u"], config["total_steps"]) == (1, [], 0.5, 2)
+
+
+@slow
+def test_train_has_the_papers_preset(tmp_path):
+    np.savez(tmp_path / "cifar10.npz", **tiny_arrays())
+    own = {"m1": 24, "n1": 12, "gamma_l": 4.0, "batch_size": 8, "threads": 1, "device": "cpu"}
+    execute("train", tmp_path, own | {
+        "preset": "paper", "dataset": str(tmp_path / "cifar10.npz"), "rebalance": "daso", "total_steps": 2,
+        "run_dir": str(tmp_path / "run"), "settings": {"n_val": 0},
+    })
+    config = load_run(tmp_path / "run").config
+    assert (config["depth"], config["width"], config["mu"], config["pretrain_steps"]) == (28, 2, 2, 5000)
+
+
+@slow
+def test_train_takes_own_data_with_natural_imbalance_and_a_method_without_pseudo_labels(tmp_path):
+    notebook = execute("train", tmp_path, {
+        "dataset": save_tiny(tmp_path), "method": "supervised", "rebalance": "la", "total_steps": 2, "batch_size": 4,
+        "labeled_indices": list(range(0, 160, 4)), "threads": 1, "run_dir": str(tmp_path / "run"),
+    }, cwd=NOTEBOOKS)
+    assert "Supervised + LA on tiny" in reading(notebook)
+    assert len(pictures(notebook)) == 2
+
+
+@slow
+def test_train_refuses_a_setting_given_twice(tmp_path):
+    with pytest.raises(PapermillExecutionError, match="settings has seed=3: give it as the parameter seed"):
+        execute("train", tmp_path, {"settings": {"seed": 3}})
+
+
+@slow
+def test_quickstart_trains_both_methods_and_then_reads_them(tmp_path):
+    parameters = {"total_steps": 20, "runs_dir": str(tmp_path / "runs"), "threads": 1}
+    trained = execute("quickstart", tmp_path, parameters, cwd=ROOT)
+    again = execute("quickstart", tmp_path, parameters, cwd=NOTEBOOKS)
+    assert reading(again) == reading(trained)
+    assert pictures(again) == pictures(trained) and len(pictures(trained)) == 3
+    accuracy = [load_run(folder).result["plain"]["accuracy"] for folder in sorted((tmp_path / "runs").iterdir())]
+    with_daso, without = accuracy  # in order of their names
+    assert f"test accuracy {100 * without:.1f} -> {100 * with_daso:.1f} %" in reading(trained)
+    assert ("does not win" in reading(trained)) == (with_daso <= without)
+
+
+@pytest.fixture(scope="module")
+def tiny_study(tmp_path_factory):
+    """The runs of the bias study on a data set of tiny images, but for mnist5k's last DASO run, which is missing."""
+    folder = tmp_path_factory.mktemp("study")
+    for name in ("cifar10", "mnist5k"):
+        np.savez(folder / f"{name}.npz", **tiny_arrays())
+    settings = {"method": "fixmatch", "total_steps": 3, "n1": 12, "m1": 24, "gamma_l": 4.0, "batch_size": 4,
+                "n_val": 0, "flip": False, "threads": 1, "device": "cpu"}
+    for dataset, unlabeled, seeds in (("cifar10", "reversed", 1), ("cifar10", "equal", 1), ("mnist5k", "reversed", 3)):
+        for rebalance in ("", "la", "daso"):
+            for seed in range(seeds if rebalance != "daso" or seeds == 1 else 2):
+                config = make_config("cpu", dataset=str(folder / f"{dataset}.npz"), unlabeled=unlabeled,
+                                     rebalance=rebalance, seed=seed, **settings)
+                run(config, folder / "runs" / f"{config.run_name()}-{unlabeled}", progress=False)
+    return folder / "runs"
+
+
+@slow
+def test_pseudo_label_bias_reports_any_study_and_names_what_is_missing(tiny_study, tmp_path):
+    root, notebooks = (execute("pseudo_label_bias", tmp_path, {"runs_dir": str(tiny_study)}, cwd=cwd)
+                       for cwd in (ROOT, NOTEBOOKS))
+    assert printed(root) == printed(notebooks)
+    assert pictures(root) == pictures(notebooks)
+    (line,) = [line for line in printed(root).splitlines() if line.endswith("s2 absent")]
+    assert re.match(r"mnist5k +reversed +FixMatch \+ DASO ", line)
+    assert reading(root).count("test accuracy") == 3
+    assert reading(root).count("one seed") == 2
+    assert "than the larger standard deviation over seeds" in reading(root)
+
+
+@slow
+def test_pseudo_label_bias_copes_with_an_empty_folder(tmp_path):
+    (tmp_path / "runs").mkdir()
+    notebook = execute("pseudo_label_bias", tmp_path, {"runs_dir": str(tmp_path / "runs")})
+    assert reading(notebook) == "Reading: no pair of finished runs to compare."
+    assert printed(notebook).count("absent") == 3 * 2 + 3 * 3
+    assert pictures(notebook) == []
+
+
+@slow
+@pytest.mark.parametrize("cwd", [ROOT, NOTEBOOKS], ids=["root", "notebooks"])
+def test_pseudo_label_bias_by_default_prints_what_is_stored(cwd, tmp_path):
+    """The committed runs, from either folder; running it again leaves no difference in what it prints."""
+    assert printed(execute("pseudo_label_bias", tmp_path, cwd=cwd)) == printed(stored("pseudo_label_bias"))

@@ -1,0 +1,186 @@
+"""Figures hold the numbers they should, read back from what is drawn, and a method looks the same in all of them."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.colors import same_color
+from PIL import Image
+
+from dasolib import plots
+from dasolib.results import bias_table, method_label
+from tests.hand_made import FINAL, TEST, counts_of, make_run
+from tests.test_results import BETTER, legal_combinations
+
+SEMANTIC = counts_of([5, 5, 0, 0], [0, 4, 0, 0], [0, 0, 0, 0], [0, 0, 1, 4])  # no image of class 2
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """FixMatch with two seeds, FixMatch + DASO with one."""
+    return [make_run(tmp_path, seed=0), make_run(tmp_path, seed=1, test=BETTER),
+            make_run(tmp_path, rebalance="daso", semantic=SEMANTIC)]
+
+
+def lines_of(ax):
+    return {line.get_label(): line for line in ax.get_lines() if not line.get_label().startswith("_")}
+
+
+def bars_of(ax):
+    return {bars.get_label(): [bar.get_height() for bar in bars] for bars in ax.containers if hasattr(bars, "patches")}
+
+
+def legend_texts(fig):
+    return [text.get_text() for legend in fig.legends for text in legend.get_texts()]
+
+
+def test_every_legal_combination_looks_unlike_every_other():
+    looks = [plots.look(method_label(method, names)) for method, names in legal_combinations()]
+    for aspect in ("color", "dashes", "marker", "hatch"):
+        assert len({getattr(look, aspect) for look in looks}) == len(looks), aspect
+
+
+def test_a_method_without_look_is_refused():
+    with pytest.raises(ValueError, match="method 'FixMatch [+] X' has no look; choose from FixMatch, "):
+        plots.look("FixMatch + X")
+
+
+def test_bias_figure_shows_the_numbers_of_its_table(runs):
+    fig = plots.pseudo_label_bias(bias_table(runs))
+    recall, precision, accuracy, recall_groups, precision_groups, accuracy_groups = fig.axes
+    assert [ax.get_title() for ax in fig.axes[:3]] == [
+        "recall of pseudo-labels", "precision of pseudo-labels", "test accuracy"]
+    np.testing.assert_allclose(lines_of(recall)["FixMatch"].get_ydata(), [0.8, 0.5, 0.5, 0.4])
+    np.testing.assert_allclose(lines_of(precision)["FixMatch + DASO"].get_ydata(), [8 / 14, 1, 1, 0.5])
+    np.testing.assert_allclose(lines_of(accuracy)["FixMatch"].get_ydata(), [0.9, 0.9, 0.8, 0.3])
+    np.testing.assert_allclose(bars_of(recall_groups)["FixMatch"], [0.8, 0.5, 0.4])
+    np.testing.assert_allclose(bars_of(precision_groups)["FixMatch + DASO"], [8 / 14, 1, 0.5])
+    np.testing.assert_allclose(bars_of(accuracy_groups)["FixMatch"], [0.9, 0.85, 0.3])
+    assert [text.get_text() for text in recall_groups.get_xticklabels()] == ["head", "medium", "tail"]
+
+
+def test_figures_fit_a_column_and_state_range_unit_and_seeds(runs):
+    fig = plots.pseudo_label_bias(bias_table(runs))
+    assert fig.get_size_inches()[0] == 6.75
+    assert fig.axes[0].get_ylim() == (0, 1)
+    assert fig.axes[0].get_ylabel() == "%"
+    assert fig.axes[0].yaxis.get_major_formatter()(0.5) == "50"
+    assert legend_texts(fig) == ["FixMatch (2 seeds)", "FixMatch + DASO (1 seed)"]
+    curves = plots.accuracy_curves(runs)
+    assert curves.get_size_inches()[0] == 3.25
+    assert (curves.axes[0].get_xlabel(), curves.axes[0].get_ylabel()) == ("step", "test accuracy (%)")
+    assert legend_texts(curves) == ["FixMatch (2 seeds)", "FixMatch + DASO (1 seed)", "last 20 evaluations"]
+
+
+def test_spread_is_drawn_exactly_where_there_are_several_seeds(runs):
+    several = plots.pseudo_label_bias(bias_table(runs[:2]))
+    one = plots.pseudo_label_bias(bias_table(runs[2:]))
+    assert [len(ax.collections) > 0 for ax in several.axes] == [True] * 6
+    assert [len(ax.collections) for ax in one.axes] == [0] * 6
+    (band,) = plots.accuracy_curves(runs[:2]).axes[0].collections
+    low, high = band.get_datalim(band.axes.transData).intervaly
+    np.testing.assert_allclose([low, high], 0.725 + np.array([-1, 1]) * 0.15 / 2**0.5)
+
+
+def test_a_run_without_pseudo_labels_shows_its_test_accuracy_alone(tmp_path):
+    table = bias_table([make_run(tmp_path, final=0 * FINAL)])
+    assert [ax.get_title() for ax in plots.pseudo_label_bias(table).axes] == ["test accuracy", ""]
+
+
+def test_runs_without_groups_have_one_row_of_panels(runs):
+    table = bias_table(runs)
+    fig = plots.pseudo_label_bias(table[table["part"].map(lambda part: isinstance(part, int))])
+    assert len(fig.axes) == 3
+
+
+def test_a_method_has_one_colour_in_all_figures(runs):
+    bias, curves = plots.pseudo_label_bias(bias_table(runs)), plots.accuracy_curves(runs[::-1])
+    for label in ("FixMatch", "FixMatch + DASO"):
+        expected = plots.look(label).color
+        assert same_color(lines_of(bias.axes[0])[label].get_color(), expected)
+        assert same_color(lines_of(curves.axes[0])[label].get_color(), expected)
+        (bars,) = [bars for bars in bias.axes[3].containers if bars.get_label() == label]
+        assert all(same_color(bar.get_facecolor(), expected) for bar in bars)
+        assert all(bar.get_hatch() == plots.look(label).hatch for bar in bars)
+
+
+def test_confusion_has_row_shares_with_empty_classes_blank(runs):
+    fig = plots.linear_against_semantic(runs[2].last_pseudo_labels("linear"), runs[2].last_pseudo_labels("semantic"))
+    linear, semantic = (ax.images[0].get_array() for ax in fig.axes[:2])
+    np.testing.assert_allclose(np.diagonal(linear), [0.8, 0.5, 0.5, 0.4])
+    np.testing.assert_allclose(linear[0], [0.8, 0, 0, 0.2])
+    np.testing.assert_allclose(semantic[0], [0.5, 0.5, 0, 0])
+    assert np.ma.getmaskarray(semantic)[2].all()
+    written = {text.get_position(): text.get_text() for text in fig.axes[1].texts}
+    assert (written[(0, 0)], written[(3, 3)], written[(2, 3)]) == ("50", "80", "20")
+    assert not any(row == 2 for _, row in written)
+    assert fig.axes[1].get_title() == "semantic pseudo-labels (57)"  # 19 in each of 3 windows
+    assert fig.axes[0].images[0].get_clim() == fig.axes[1].images[0].get_clim() == (0, 1)
+
+
+def test_the_confusion_colours_only_get_darker(runs):
+    fig = plots.linear_against_semantic(FINAL, FINAL)
+    grey = fig.axes[0].images[0].cmap(np.linspace(0, 1, 50))[:, :3] @ [0.299, 0.587, 0.114]
+    assert (np.diff(grey) < 0).all()
+
+
+def test_confusion_of_a_run_without_semantic_labels_is_refused(runs):
+    with pytest.raises(ValueError, match="semantic counts no pseudo-labels"):
+        plots.linear_against_semantic(runs[0].last_pseudo_labels("linear"), runs[0].last_pseudo_labels("semantic"))
+
+
+def test_distribution_stacks_the_shares_beside_the_true_ones(runs):
+    fig = plots.class_distribution(runs)
+    assert [ax.get_title() for ax in fig.axes[:4:2]] == ["FixMatch (2 seeds)", "FixMatch + DASO (1 seed)"]
+    tops = [area.get_paths()[0].vertices[:, 1].max() for area in fig.axes[0].collections]
+    np.testing.assert_allclose(tops, np.cumsum([14, 2, 1, 4]) / 21)
+    np.testing.assert_allclose([bar.get_height() for bar in fig.axes[1].patches], np.array([10, 4, 2, 5]) / 21)
+    areas = [area.get_facecolor()[0] for area in fig.axes[0].collections]
+    assert all(same_color(a, bar.get_facecolor()) for a, bar in zip(areas, fig.axes[1].patches, strict=True))
+
+
+def test_curves_average_up_to_the_last_step_that_all_seeds_reached(tmp_path):
+    runs = [make_run(tmp_path, seed=0), make_run(tmp_path, seed=1, test=BETTER, evaluations=2, finished=False)]
+    line = lines_of(plots.accuracy_curves(runs).axes[0])["FixMatch"]
+    np.testing.assert_allclose(line.get_xdata(), [10, 20])
+    np.testing.assert_allclose(line.get_ydata(), [0.725, 0.725])
+
+
+def test_class_names_label_the_classes_and_a_wrong_number_is_refused(runs):
+    names = ["cat", "dog", "owl", "elk"]
+    fig = plots.linear_against_semantic(FINAL, FINAL, class_names=names)
+    assert [text.get_text() for text in fig.axes[0].get_yticklabels()] == names
+    with pytest.raises(ValueError, match="class_names has 4 names for 3 classes"):
+        plots.linear_against_semantic(TEST[:3, :3], TEST[:3, :3], class_names=names)
+
+
+def test_figures_of_nothing_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="table has no rows"):
+        plots.pseudo_label_bias(bias_table([]))
+    for figure in (plots.class_distribution, plots.accuracy_curves):
+        with pytest.raises(ValueError, match="runs is empty"):
+            figure([])
+        with pytest.raises(ValueError, match="has no evaluation yet"):
+            figure([make_run(tmp_path / figure.__name__, evaluations=0, finished=False)])
+
+
+def test_png_is_a_picture_of_the_size_of_the_figure_and_the_same_each_time(runs):
+    first, second = (plots.png(plots.accuracy_curves(runs)) for _ in range(2))
+    assert first == second
+    with Image.open(io.BytesIO(first)) as picture:
+        assert picture.size == (390, 348)  # 3.25 x 2.9 inches at 120 dots per inch
+
+
+def test_nothing_is_drawn_outside_the_figure(runs):
+    linear, semantic = (runs[2].last_pseudo_labels(kind) for kind in ("linear", "semantic"))
+    for fig in (plots.pseudo_label_bias(bias_table(runs)), plots.linear_against_semantic(linear, semantic),
+                plots.class_distribution(runs), plots.accuracy_curves(runs)):
+        fig.draw_without_rendering()
+        box, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, fig
+
+
+def test_a_figure_is_written_where_asked_and_nowhere_else(tmp_path):
+    plots.save(plots.Figure(figsize=(1, 1)), "", "never")
+    plots.save(plots.Figure(figsize=(1, 1)), tmp_path / "new", "small")
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["small.png"]

@@ -1,0 +1,79 @@
+"""Every command of the README is run: those of make by CI itself, all others here, shortened."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dasolib.results import format_table, load_runs, results_table
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+STUDY = {("cifar10", "reversed"): (0,), ("cifar10", "equal"): (0,), ("mnist5k", "reversed"): (0, 1, 2)}  # seeds
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+            for line in block.splitlines()]
+RUN_BY_CI = ("make quickstart", "make test")  # .ci/run
+NOT_A_PROGRAM = ("source .venv/bin/activate",)
+
+
+def write_photos(folder):
+    """Write a folder of tiny photos of two classes, with some unlabeled ones."""
+    rng = np.random.default_rng(0)
+    for place, n in {"train/cat": 40, "train/dog": 10, "test/cat": 4, "test/dog": 4, "unlabeled": 80}.items():
+        (folder / place).mkdir(parents=True)
+        for i in range(n):
+            pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / place / f"{i}.png")
+
+
+def write_cifar10(file):
+    """Write a file of CIFAR-10's size and name, so that the paper's split can be made of it."""
+    labels = np.repeat(np.arange(10), 5000)
+    images = np.broadcast_to((labels * 20).astype(np.uint8)[:, None, None, None], (50_000, 32, 32, 3))
+    np.savez_compressed(file, x_train=images, y_train=labels, x_test=images[::500], y_test=labels[::500])
+
+
+def test_the_readme_has_commands_and_ci_runs_those_of_make():
+    assert len(COMMANDS) > 5
+    ci = (ROOT / ".ci/run").read_text()
+    for command in COMMANDS:
+        if command.startswith("make"):
+            assert command in RUN_BY_CI and command in ci
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("make") and c not in NOT_A_PROGRAM])
+def test_every_command_of_the_readme_runs(command, tmp_path):
+    if "path/to/photos" in command:
+        write_photos(tmp_path / "photos")
+        command = command.replace("path/to/photos", shlex.quote(str(tmp_path / "photos"))) + " -p batch_size 8"
+    if "dataset cifar10" in command:
+        write_cifar10(tmp_path / "cifar10.npz")
+        command = command.replace("dataset cifar10", f"dataset {shlex.quote(str(tmp_path / 'cifar10.npz'))}")
+    if command.startswith("papermill"):
+        command = re.sub(r" -p total_steps \d+", "", command).replace("runs/", f"{shlex.quote(str(tmp_path))}/runs/")
+        for output in re.findall(r"\S+/runs/\w+", command):
+            Path(output).mkdir(parents=True, exist_ok=True)
+        command += " -p total_steps 2 --no-progress-bar"
+        if "preset paper" in command:
+            command += " -y 'settings: {pretrain_steps: 100}'"
+    program, *arguments = shlex.split(command)
+    programs = {"python": [sys.executable], "papermill": [sys.executable, "-m", "papermill"]}
+    ran = subprocess.run([*programs[program], *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
+                         env=os.environ | {"MPLBACKEND": "agg"})
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    if "predictions" in command or "photos" in command:
+        assert (tmp_path / "runs/photos/predictions.csv").exists()
+
+
+def test_the_table_of_results_is_that_of_the_committed_runs():
+    runs = load_runs(ROOT / "runs/bias")
+    settings = [(*key, method, seed) for key, seeds in STUDY.items()
+                for method in ("FixMatch", "FixMatch + LA", "FixMatch + DASO") for seed in seeds]
+    assert f"```text\n{format_table(results_table(runs, expected=settings))}\n```" in README
