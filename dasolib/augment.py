@@ -39,6 +39,7 @@ OPERATIONS = (
 N_SLOTS = 2  # operations drawn per image
 MAX_LEVEL = 9  # levels are 1..9; a strength is level / 10 of its maximum, so the maximum itself never occurs
 APPLY_PROBABILITY = 0.5  # of each drawn operation
+PAD = 4  # pixels by which a crop may be shifted
 CUTOUT_GREY = 127
 
 
@@ -88,7 +89,7 @@ class StrongDraws(NamedTuple):
     centre: Tensor
 
 
-def draw_weak(n, *, generator, flip=True, pad=4):
+def draw_weak(n, *, generator, flip=True, pad=PAD):
     """Draw the choices of `n` weak views.
 
     Parameters
@@ -124,7 +125,7 @@ def draw_weak(n, *, generator, flip=True, pad=4):
     return WeakDraws(mirrored if flip else torch.zeros_like(mirrored), dy, dx)
 
 
-def draw_strong(n, height, width, *, generator, flip=True, pad=4):
+def draw_strong(n, height, width, *, generator, flip=True, pad=PAD):
     """Draw the choices of `n` strong views of images of one size.
 
     Two operations per image, uniform over `OPERATIONS` and with replacement, each applied with probability 0.5 at a
@@ -175,7 +176,7 @@ def draw_strong(n, height, width, *, generator, flip=True, pad=4):
 # --- views, on the device --------------------------------------------------------------------------------------------
 
 
-def weak_view(images, draws, *, pad=4):
+def weak_view(images, draws, *, pad=PAD):
     """Flip, then crop from the image padded by reflection.
 
     Parameters
@@ -220,7 +221,7 @@ def weak_view(images, draws, *, pad=4):
     return _gather_pixels(images, source)
 
 
-def strong_view(images, draws, *, pad=4, cutout_size=16):
+def strong_view(images, draws, *, pad=PAD, cutout_size=16):
     """Weak view, then RandAugment, then Cutout.
 
     Parameters

@@ -56,6 +56,10 @@ class Batches:
     def __init__(self, config, data, split, normalize, device):
         self.config, self.normalize, self.device = config, normalize, device
         self.kinds = LEARNERS[config.method].views
+        side = min(data.x_train.shape[2:])
+        if side <= augment.PAD:
+            raise ValueError(f"dataset={config.dataset!r} has images of {side} pixels a side; crops need more than "
+                             f"{augment.PAD}")
         x_train = data.x_train.to(device)
         labels = data.y_train[split.labeled]
         self.x, self.y = x_train[split.labeled], labels.to(device)

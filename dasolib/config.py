@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -97,7 +98,7 @@ class Config(BaseModel):
     precision: Literal["fp32", "bf16"]
     channels_last: bool
     threads: int = Field(ge=1)  # CPU threads; results are equal bit for bit only at the same number
-    device: str  # "auto", "cpu", "cuda", "cuda:1", "mps"
+    device: str  # "auto", "cpu", "cuda", "cuda:1"
 
     @field_validator("rebalance", mode="before")
     @classmethod
@@ -116,6 +117,8 @@ class Config(BaseModel):
         check_combination(self.method, self.rebalance)
         if self.schedule == "multistep" and not self.milestones:
             raise ValueError("schedule='multistep' with milestones=(): give the steps at which the learning rate drops")
+        if any(not 0 <= milestone < self.total_steps for milestone in self.milestones):
+            raise ValueError(f"milestones={self.milestones} must be steps in 0..{self.total_steps - 1}")
         if self.n1 is None:
             for name in ("m1", "gamma_l", "gamma_u"):
                 value = getattr(self, name)
@@ -341,6 +344,9 @@ def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_
                         threads=threads, device=device, **settings)
     except ValidationError as error:
         raise ValueError(_readable(error)) from None
+    if "daso" in rebalance and config.pretrain_steps >= total_steps:
+        warnings.warn(f"pretrain_steps={config.pretrain_steps} is not below total_steps={total_steps}: DASO will "
+                      "change no pseudo-label in this run", stacklevel=2)
     for name, reason in config.without_effect().items():
         if name in changes:
             raise ValueError(f"{name}={changes[name]!r} would change nothing: {reason}")

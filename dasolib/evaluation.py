@@ -192,7 +192,8 @@ def summarize(metrics, counts, labeled_counts):
         (None for a class without test images), their mean ``balanced``, and ``groups``. All in [0, 1].
     """
     groups = class_groups(labeled_counts)
-    result = {"steps": metrics[-1]["step"], "evaluations": len(metrics), "seconds": metrics[-1]["seconds"]}
+    result = {"steps": metrics[-1]["step"], "evaluations": len(metrics), "seconds": metrics[-1]["seconds"],
+              "labeled_counts": labeled_counts}
     for name, key in (("plain", "test"), ("adjusted", "test_adjusted")):
         curve = [float(accuracy_of(table)) for table in counts[key]]
         best = int(np.argmax(curve))

@@ -11,7 +11,6 @@ import pandas as pd
 from dasolib.config import SCHEMA, Config
 from dasolib.diagnostics import class_groups, precision, predicted_share, recall
 from dasolib.evaluation import LAST
-from dasolib.splits import long_tailed_counts
 
 NAMES = {  # how a base learner or a re-balancing method is written in tables and figures
     "supervised": "Supervised", "fixmatch": "FixMatch",
@@ -38,6 +37,8 @@ class Run:
         evaluation.
     result : dict or None
         As `dasolib.evaluation.summarize` returns it; None if unfinished.
+    sessions : list of dict
+        As in ``environment.json``: one for each time the run was started; empty in its first moment.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Run:
     metrics: pd.DataFrame
     counts: dict[str, np.ndarray]
     result: dict | None
+    sessions: list[dict]
 
     @property
     def label(self):
@@ -100,7 +102,7 @@ def method_label(method, rebalance):
 
 
 def load_run(folder):
-    """Read a run folder; ``config.json``, ``metrics.jsonl``, ``pseudo_labels.npz`` and ``result.json`` are enough.
+    """Read a run folder: its configuration, environment, metrics, counts of pseudo-labels and result.
 
     Parameters
     ----------
@@ -130,7 +132,17 @@ def load_run(folder):
     if finished and [record["step"] for record in records] != steps:
         raise ValueError(f"{folder} is finished, and metrics.jsonl and pseudo_labels.npz hold different evaluations")
     records = [record for record in records if record["step"] in steps]  # in training the counts come a moment later
-    return Run(folder.name, config, pd.json_normalize(records, sep="/"), counts, result)
+    environment = folder / "environment.json"
+    sessions = json.loads(environment.read_text())["sessions"] if environment.exists() else []
+    return Run(folder.name, config, pd.json_normalize(records, sep="/"), counts, result, sessions)
+
+
+def format_sessions(run):
+    """Text on where a run was trained, a line for each time it was started, with what there was to note."""
+    return "\n".join(
+        f"{run.name}: from step {session['from_step']:,} on {session['device']}, {session['threads']} threads, "
+        f"torch {session['torch']}" + "".join(f"\n  {note}" for note in session.get("notes", ()))
+        for session in run.sessions)
 
 
 def load_runs(folder):
@@ -245,8 +257,7 @@ def bias_table(runs):
         "medium", "tail" by labeled frequency), and in [0, 1] ``recall`` and ``precision``, of the pseudo-labels of the
         last 20 windows together, whether confident or not, and ``accuracy``, the test accuracy as in ``result.json``.
         A group's recall and precision are means over its classes for which they exist; NaN where none does: recall
-        of a class without unlabeled images, precision of a class never predicted. Runs on data with natural
-        imbalance have no groups, as their folder does not hold the labeled counts.
+        of a class without unlabeled images, precision of a class never predicted.
 
     Raises
     ------
@@ -270,11 +281,8 @@ def bias_table(runs):
 
 
 def groups_of(run):
-    """Head, medium and tail classes of a run as `dasolib.diagnostics.class_groups`; none with natural imbalance."""
-    if run.config["n1"] is None:
-        return {}
-    n_classes = run.counts["test"].shape[-1]
-    return class_groups(long_tailed_counts(run.config["n1"], run.config["gamma_l"], n_classes))
+    """Head, medium and tail classes of a finished run, as `dasolib.diagnostics.class_groups`."""
+    return class_groups(run.result["labeled_counts"])
 
 
 def over_seeds(table):

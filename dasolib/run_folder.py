@@ -90,8 +90,8 @@ class RunFolder:
     path : Path
         Created if absent.
     config : dasolib.config.Config
-    fingerprint : str
-        Of the data.
+    data : dasolib.data.ImageData
+        Its fingerprint, mean and std are part of what the run is.
 
     Raises
     ------
@@ -99,10 +99,12 @@ class RunFolder:
         On entering: if another process owns the folder, or the folder holds another run or other files.
     """
 
-    def __init__(self, path, config, fingerprint):
+    def __init__(self, path, config, data):
         self.path = Path(path)
         self.threads = config.threads
-        self.record = {"schema": SCHEMA, **config.identity(), "threads": config.threads, "data_sha256": fingerprint}
+        self.record = {"schema": SCHEMA, **config.identity(), "threads": config.threads,
+                       "mean": list(data.mean), "std": list(data.std), "data_sha256": data.fingerprint}
+        self.notes = []  # what a user should know of this session; warned about and recorded
         self.checkpoint, self.previous = self.path / "checkpoint.pt", self.path / "checkpoint.previous.pt"
 
     def __enter__(self):
@@ -169,11 +171,16 @@ class RunFolder:
                        for name in now if sessions[0].get(name) != now[name]]
             changed += [f"schema: {schema} before, {SCHEMA} now"] if schema != SCHEMA else []
             if changed:
-                warnings.warn(f"{self.path} resumes in another environment; numbers may differ from an "
-                              "undisturbed run. " + "; ".join(changed), stacklevel=2)
+                self._note("resumes in another environment; numbers may differ from an undisturbed run. "
+                           + "; ".join(changed))
         else:
             write_json(self.path / "config.json", self.record)
-        write_json(file, {"sessions": [*sessions, {"from_step": step, **now}]})
+        notes = {"notes": self.notes} if self.notes else {}
+        write_json(file, {"sessions": [*sessions, {"from_step": step, **now, **notes}]})
+
+    def _note(self, text):
+        self.notes.append(text)
+        warnings.warn(f"{self.path}: {text}", stacklevel=3)
 
     def save_checkpoint(self, state):
         """Make `state` (tensors, numbers and strings in containers) the latest checkpoint; keep the one before."""
@@ -207,7 +214,7 @@ class RunFolder:
                 problems.append(f"{file.name} is damaged ({type(error).__name__}: {error})")
                 continue
             if problems:
-                warnings.warn(f"{self.path}: {problems[0]}; {file.name} of step {state['step']} is used", stacklevel=2)
+                self._note(f"{problems[0]}; {file.name} of step {state['step']} is used")
                 os.replace(self.previous, self.checkpoint)  # else the next save would keep the damaged one instead
             return state
         if problems:

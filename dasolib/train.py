@@ -11,7 +11,7 @@ from tqdm import tqdm
 from dasolib import augment
 from dasolib.batches import Batches, make_split
 from dasolib.data import DATASETS, load_data
-from dasolib.diagnostics import PseudoLabelCounts, accuracy
+from dasolib.diagnostics import KINDS, PseudoLabelCounts, accuracy
 from dasolib.ema import EMA
 from dasolib.evaluation import TestSet, outputs, predictions, pseudo_label, summarize
 from dasolib.methods import LEARNERS
@@ -47,8 +47,9 @@ def run(config, run_dir=None, *, progress=True):
     """
     device = choose_device(config.device)
     torch.set_num_threads(config.threads)
-    data = load_data(config.dataset if config.dataset in DATASETS else resolve(config.dataset),
-                     root=project_root() / "data", resolution=config.resolution)
+    is_path = config.dataset not in DATASETS and resolve(config.dataset).exists()
+    data = load_data(resolve(config.dataset) if is_path else config.dataset, root=project_root() / "data",
+                     resolution=config.resolution)
     normalize = functools.partial(
         augment.normalize, mean=data.mean, std=data.std, resolution=config.train_resolution,
         memory_format=torch.channels_last if config.channels_last else torch.contiguous_format,
@@ -58,7 +59,7 @@ def run(config, run_dir=None, *, progress=True):
     run_dir = resolve(run_dir or f"runs/{config.run_name()}")
     say = tqdm.write if progress else lambda text: None
 
-    with RunFolder(run_dir, config, data.fingerprint) as folder:
+    with RunFolder(run_dir, config, data) as folder:
         result = folder.result()
         if result is not None:
             say(f"{run_dir.name} is finished; nothing to do")
@@ -89,7 +90,7 @@ def run(config, run_dir=None, *, progress=True):
                 speed = n_steps * batches.images_per_step / (time.perf_counter() - window_began)
                 plain, adjusted = test.evaluate(training.evaluated, step=t + 1)
                 metrics.append({
-                    "step": t + 1, "lr": training.lr_at(t), "losses": window.mean_losses(n_steps),
+                    "step": t + 1, "lr": training.lr_at(t), "losses": window.mean_losses(),
                     "mask_rate": window.mask_rate(), "accuracy": float(accuracy(plain)),
                     "accuracy_adjusted": float(accuracy(adjusted)), "test_images": int(plain.sum()),
                     "images_per_s": round(speed, 1), "seconds": round(time.perf_counter() - began, 3),
@@ -129,6 +130,8 @@ def choose_device(name):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("prototypes and class weights need double precision; cpu and cuda are supported")
         torch.zeros(1, device=device).item()  # "meta" gives no numbers back
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -236,7 +239,8 @@ class Window:
         is_first = (self.first_bad < 0) & ~torch.isfinite(sum(out.losses.values()))
         self.first_bad = torch.where(is_first, t, self.first_bad)
         for name, loss in out.losses.items():
-            self.losses[name] = self.losses.get(name, 0) + loss
+            total, n_steps = self.losses.get(name, (0, 0))
+            self.losses[name] = total + loss, n_steps + 1
             self.bad_losses[name] = torch.where(is_first, loss, self.bad_losses.get(name, torch.zeros_like(loss)))
         if out.labels is not None:
             self.counts.add(out.labels, out.mask, u_target)
@@ -249,13 +253,13 @@ class Window:
             raise FloatingPointError(f"the loss is not finite since step {step}: {terms}. The checkpoint before it is "
                                      "kept; a smaller learning rate or precision='fp32' may help")
 
-    def mean_losses(self, n_steps):
-        """Mean of each loss term over the window's steps."""
-        return {name: float(total) / n_steps for name, total in self.losses.items()}
+    def mean_losses(self):
+        """Mean of each loss term over the window's steps that have it."""
+        return {name: float(total) / n_steps for name, (total, n_steps) in self.losses.items()}
 
     def mask_rate(self):
         """Share of pseudo-labels in the loss, in [0, 1]; None for a method without pseudo-labels."""
-        final, confident = self.counts.counts[2].sum(), self.counts.counts[3].sum()
+        final, confident = (self.counts.counts[KINDS.index(kind)].sum() for kind in ("final", "confident"))
         return float(confident / final) if final else None
 
 

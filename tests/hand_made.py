@@ -1,6 +1,7 @@
 """Runs made by hand: four classes, counts small enough to work out what follows from them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def write_run(folder, *, rebalance="", seed=0, unlabeled="reversed", evaluations
     metrics = [{"step": step, "losses": {"labeled": 1.0}, "accuracy": share, "test_images": int(test.sum()),
                 "seconds": 6.0 * step} for step in counts["step"]]
     folder.mkdir(parents=True)
-    run = RunFolder(folder, config, fingerprint="0")
+    run = RunFolder(folder, config, data=SimpleNamespace(fingerprint="0", mean=(0.5,), std=(0.25,)))
     write_json(folder / "config.json", run.record)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in metrics))
     if evaluations:

@@ -413,3 +413,18 @@ def test_parameters_that_the_notebook_declares_are_accepted(cells):
 def test_a_parameter_that_the_notebook_does_not_declare_is_refused_with_the_choices(cells, message):
     with pytest.raises(ValueError, match=message):
         check_parameters(cells)
+
+
+def test_daso_that_never_starts_is_warned_about():
+    with pytest.warns(UserWarning, match="pretrain_steps=5000 is not below total_steps=20: DASO will change no"):
+        make_config("paper", dataset="cifar10", method="fixmatch", rebalance="daso", total_steps=20)
+
+
+def test_milestones_outside_the_run_are_refused():
+    with pytest.raises(ValueError, match=r"milestones=\(8, 10\) must be steps in 0..9"):
+        make_config("cpu", dataset="cifar10", method="supervised", total_steps=10, milestones=(8, 10))
+
+
+def test_a_method_that_is_no_text_is_refused():
+    with pytest.raises(ValueError, match=r"method=\['fixmatch'\]: choose one of"):
+        make_config("cpu", dataset="cifar10", method=["fixmatch"])

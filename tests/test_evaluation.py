@@ -124,7 +124,7 @@ def test_the_summary_of_one_evaluation_worked_by_hand():
     counts = {"test": [plain], "test_adjusted": [adjusted]}
     got = summarize([{"step": 7, "seconds": 1.5, "test_images": 30}], counts, [1, 50, 10, 5])
     assert got == {
-        "steps": 7, "evaluations": 1, "seconds": 1.5,
+        "labeled_counts": [1, 50, 10, 5], "steps": 7, "evaluations": 1, "seconds": 1.5,
         "plain": {
             "accuracy": pytest.approx(23 / 30), "last": pytest.approx(23 / 30), "best": pytest.approx(23 / 30),
             "best_step": 7, "best_images": 30, "balanced": pytest.approx(2.3 / 3), "per_class": [0.8, 1.0, 0.5, None],

@@ -1,5 +1,6 @@
 """Every notebook, run by papermill from both folders that processes start it in, and as it is stored."""
 
+import ast
 import functools
 import json
 import re
@@ -228,3 +229,10 @@ def test_pseudo_label_bias_copes_with_an_empty_folder(tmp_path):
 def test_pseudo_label_bias_by_default_prints_what_is_stored(cwd, tmp_path):
     """The committed runs, from either folder; running it again leaves no difference in what it prints."""
     assert printed(execute("pseudo_label_bias", tmp_path, cwd=cwd)) == printed(stored("pseudo_label_bias"))
+
+
+@each_notebook
+def test_papermill_lists_every_declared_parameter(name):
+    (cell,) = [cell for cell in stored(name).cells if "parameters" in cell.metadata.get("tags", ())]
+    declared = [node.target.id for node in ast.parse(cell.source).body if isinstance(node, ast.AnnAssign)]
+    assert list(papermill.inspect_notebook(str(NOTEBOOKS / f"{name}.ipynb"))) == declared

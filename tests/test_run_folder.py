@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,10 +19,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import dasolib.run_folder
 import dasolib.train
 from dasolib.batches import Batches
+from dasolib.data import load_data
 from dasolib.diagnostics import KINDS
 from dasolib.run_folder import RunFolder, environment, project_root, resolve, write_bytes, write_json
 from dasolib.train import run
 from tests.tiny import N_CLASSES, save_tiny, tiny_config
+
+DATA = SimpleNamespace(fingerprint="abc", mean=(0.5,), std=(0.25,))
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +163,7 @@ def state_at(step):
 @pytest.fixture
 def folder(dataset, tmp_path):
     """Yield an entered folder without checkpoints."""
-    with RunFolder(tmp_path / "run", tiny_config(dataset), "abc") as entered:
+    with RunFolder(tmp_path / "run", tiny_config(dataset), DATA) as entered:
         yield entered
 
 
@@ -414,7 +418,7 @@ def test_a_file_in_place_of_the_folder_is_refused(dataset, tmp_path):
 
 def test_a_folder_that_holds_only_a_notebook_is_free(dataset, tmp_path):
     (tmp_path / "train.ipynb").write_text("{}")
-    with RunFolder(tmp_path, tiny_config(dataset), "abc") as folder:
+    with RunFolder(tmp_path, tiny_config(dataset), DATA) as folder:
         assert folder.result() is None
 
 
@@ -431,14 +435,14 @@ def test_a_folder_has_one_owner_at_a_time(folder, dataset):
 
 def test_a_folder_that_was_given_back_is_free(dataset, tmp_path):
     for _ in range(2):
-        with RunFolder(tmp_path, tiny_config(dataset), "abc"):
+        with RunFolder(tmp_path, tiny_config(dataset), DATA):
             pass
 
 
 def test_another_process_owns_the_folder_until_it_is_killed(dataset, tmp_path):
     code = ("import fcntl, sys, time; lock = open(sys.argv[1]); fcntl.flock(lock, fcntl.LOCK_EX); print(flush=True); "
             "time.sleep(60)")
-    folder = RunFolder(tmp_path, tiny_config(dataset), "abc")
+    folder = RunFolder(tmp_path, tiny_config(dataset), DATA)
     with folder:
         pass  # makes the lock's file
     with subprocess.Popen([sys.executable, "-c", code, tmp_path / ".lock"], stdout=subprocess.PIPE) as owner:
@@ -458,7 +462,7 @@ def test_a_record_that_appears_while_the_folder_is_taken_is_seen(dataset, monkey
 
     monkeypatch.setattr(fcntl, "flock", lock_late)
     with pytest.raises(ValueError, match="holds another run; .*seed: 5 there, 0 here"):
-        RunFolder(tmp_path, tiny_config(dataset), "abc").__enter__()
+        RunFolder(tmp_path, tiny_config(dataset), DATA).__enter__()
 
 
 # ---- finished runs ----
@@ -487,7 +491,9 @@ def test_there_is_a_result_only_at_the_end(dataset, monkeypatch, tmp_path):
 def test_config_json_holds_what_can_change_a_number_and_no_paths(dataset, undisturbed):
     record = json.loads((undisturbed / "config.json").read_text())
     config = tiny_config(dataset)
-    assert record == {"schema": 1, **config.identity(), "threads": 1, "data_sha256": record["data_sha256"]}
+    data = load_data(dataset)
+    assert record == {"schema": 1, **config.identity(), "threads": 1, "mean": list(data.mean), "std": list(data.std),
+                      "data_sha256": data.fingerprint}
     assert record["dataset"] == "tiny" and "device" not in record and len(record["data_sha256"]) == 64
 
 
@@ -541,7 +547,10 @@ def test_a_change_of_commit_version_or_device_warns(name, folder):
     folder.begin_session(before, 0)
     with pytest.warns(UserWarning, match=f"numbers may differ from an undisturbed run. {name}: .* before, 'new' now$"):
         folder.begin_session(before | {name: "new"}, 2)
-    assert environments(folder.path) == [{"from_step": 0, **before}, {"from_step": 2, **before, name: "new"}]
+    first, second = environments(folder.path)
+    (note,) = second.pop("notes")
+    assert note.endswith("before, 'new' now")
+    assert (first, second) == ({"from_step": 0, **before}, {"from_step": 2, **before, name: "new"})
 
 
 def test_another_schema_warns(folder, monkeypatch):
@@ -577,3 +586,26 @@ def test_an_installed_package_without_its_sources_starts_from_the_current_folder
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dasolib.run_folder, "__file__", str(tmp_path / "site-packages" / "dasolib" / "run_folder.py"))
     assert resolve("x") == tmp_path / "x"
+
+
+# ---- what a user is told ----
+
+
+def test_what_was_noted_on_resuming_is_kept_with_the_run(dataset, monkeypatch, tmp_path):
+    interrupt(monkeypatch, tiny_config(dataset), tmp_path, at=5)
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="checkpoint.pt is damaged"):
+        run(tiny_config(dataset), tmp_path, progress=False)
+    first, second = json.loads((tmp_path / "environment.json").read_text())["sessions"]
+    assert "notes" not in first
+    (note,) = second["notes"]
+    assert "checkpoint.previous.pt of step 2 is used" in note
+
+
+def test_data_normalised_otherwise_is_another_run(dataset, tmp_path):
+    """The same pixels under another mean give other numbers, though their fingerprint is the same."""
+    with RunFolder(tmp_path, tiny_config(dataset), DATA) as folder:
+        folder.begin_session(environment(torch.device("cpu"), 1), 0)
+    other = SimpleNamespace(fingerprint="abc", mean=(0.4,), std=(0.25,))
+    with pytest.raises(ValueError, match=r"holds another run; mean: \[0.5\] there, \[0.4\] here"):
+        RunFolder(tmp_path, tiny_config(dataset), other).__enter__()

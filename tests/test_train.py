@@ -27,7 +27,7 @@ from dasolib.evaluation import predict
 from dasolib.methods import LEARNERS
 from dasolib.models import WideResNet
 from dasolib.train import Training, choose_device, run
-from tests.tiny import N_CLASSES, N_TEST, save_tiny, tiny_config
+from tests.tiny import N_CLASSES, N_TEST, save_tiny, tiny_arrays, tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -223,7 +223,8 @@ def test_metrics_have_one_line_for_each_evaluation_with_the_mean_losses_of_its_w
               for t in range(6)]
     for record, window in ((first, losses[:4]), (second, losses[4:])):
         for name, value in record["losses"].items():
-            assert value == pytest.approx(sum(terms.get(name, 0) for terms in window) / len(window), rel=1e-5)
+            has_it = [terms[name] for terms in window if name in terms]  # DASO's alignment begins at step P
+            assert value == pytest.approx(sum(has_it) / len(has_it), rel=1e-5)
     assert set(second["losses"]) == {"labeled", "unlabeled", "semantic_alignment"}
     assert first["test_images"] == N_CLASSES * N_TEST and first["images_per_s"] > 0
 
@@ -507,3 +508,25 @@ def test_a_run_without_a_folder_gets_one_named_after_it(dataset, monkeypatch, tm
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name == config.run_name() and folder.name.startswith("tiny-supervised-s0-")
     assert (folder / "result.json").exists()
+
+
+# ---- what a run refuses before it writes ----
+
+
+def test_images_too_small_to_be_cropped_are_refused_before_anything_is_written(tmp_path):
+    arrays = {name: array[:, :4, :4] if name.startswith("x") else array for name, array in tiny_arrays().items()}
+    np.savez(tmp_path / "small.npz", **arrays)
+    with pytest.raises(ValueError, match="images of 4 pixels a side; crops need more than 4"):
+        run(tiny_config(str(tmp_path / "small.npz")), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_that_does_not_exist_is_named_as_it_was_given(tmp_path):
+    with pytest.raises(ValueError, match="'cifar11'.*mnist5k, cifar10"):
+        run(tiny_config("cifar11"), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_without_double_precision_is_refused():
+    with pytest.raises(ValueError, match="device='mps': choose auto, or .*cpu and cuda are supported"):
+        choose_device("mps")

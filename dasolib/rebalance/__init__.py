@@ -107,7 +107,7 @@ def check_combination(method, rebalance):
     Traceback (most recent call last):
     ValueError: method='supervised' with rebalance='daso': it blends pseudo-labels, and there are none
     """
-    if method not in LEARNERS:
+    if not isinstance(method, str) or method not in LEARNERS:
         raise ValueError(f"method={method!r}: choose one of {', '.join(LEARNERS)}")
     taken = {}
     for name in rebalance:
