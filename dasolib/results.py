@@ -37,7 +37,7 @@ class Run:
         evaluation.
     result : dict or None
         As `dasolib.evaluation.summarize` returns it; None if unfinished.
-    sessions : list of dict
+    starts : list of dict
         As in ``environment.json``: one for each time the run was started; empty in its first moment.
     """
 
@@ -46,7 +46,7 @@ class Run:
     metrics: pd.DataFrame
     counts: dict[str, np.ndarray]
     result: dict | None
-    sessions: list[dict]
+    starts: list[dict]
 
     @property
     def label(self):
@@ -133,16 +133,16 @@ def load_run(folder):
         raise ValueError(f"{folder} is finished, and metrics.jsonl and pseudo_labels.npz hold different evaluations")
     records = [record for record in records if record["step"] in steps]  # in training the counts come a moment later
     environment = folder / "environment.json"
-    sessions = json.loads(environment.read_text())["sessions"] if environment.exists() else []
-    return Run(folder.name, config, pd.json_normalize(records, sep="/"), counts, result, sessions)
+    starts = json.loads(environment.read_text())["starts"] if environment.exists() else []
+    return Run(folder.name, config, pd.json_normalize(records, sep="/"), counts, result, starts)
 
 
-def format_sessions(run):
+def format_starts(run):
     """Text on where a run was trained, a line for each time it was started, with what there was to note."""
     return "\n".join(
-        f"{run.name}: from step {session['from_step']:,} on {session['device']}, {session['threads']} threads, "
-        f"torch {session['torch']}" + "".join(f"\n  {note}" for note in session.get("notes", ()))
-        for session in run.sessions)
+        f"{run.name}: from step {start['from_step']:,} on {start['device']}, {start['threads']} threads, "
+        f"torch {start['torch']}" + "".join(f"\n  {note}" for note in start.get("notes", ()))
+        for start in run.starts)
 
 
 def load_runs(folder):

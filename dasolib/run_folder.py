@@ -104,7 +104,7 @@ class RunFolder:
         self.threads = config.threads
         self.record = {"schema": SCHEMA, **config.identity(), "threads": config.threads,
                        "mean": list(data.mean), "std": list(data.std), "data_sha256": data.fingerprint}
-        self.notes = []  # what a user should know of this session; warned about and recorded
+        self.notes = []  # what a user should know of this start; warned about and recorded
         self.checkpoint, self.previous = self.path / "checkpoint.pt", self.path / "checkpoint.previous.pt"
 
     def __enter__(self):
@@ -153,7 +153,7 @@ class RunFolder:
         file = self.path / "result.json"
         return json.loads(file.read_text()) if file.exists() else None
 
-    def begin_session(self, now, step):
+    def begin(self, now, step):
         """Record what the run goes on in from `step`, and warn where that differs from how it began.
 
         Parameters
@@ -164,11 +164,11 @@ class RunFolder:
             Steps done so far.
         """
         file = self.path / "environment.json"
-        sessions = json.loads(file.read_text())["sessions"] if file.exists() and step else []
-        if sessions:
+        starts = json.loads(file.read_text())["starts"] if file.exists() and step else []
+        if starts:
             schema = json.loads((self.path / "config.json").read_text())["schema"]
-            changed = [f"{name}: {sessions[0].get(name)!r} before, {now[name]!r} now"
-                       for name in now if sessions[0].get(name) != now[name]]
+            changed = [f"{name}: {starts[0].get(name)!r} before, {now[name]!r} now"
+                       for name in now if starts[0].get(name) != now[name]]
             changed += [f"schema: {schema} before, {SCHEMA} now"] if schema != SCHEMA else []
             if changed:
                 self._note("resumes in another environment; numbers may differ from an undisturbed run. "
@@ -176,7 +176,7 @@ class RunFolder:
         else:
             write_json(self.path / "config.json", self.record)
         notes = {"notes": self.notes} if self.notes else {}
-        write_json(file, {"sessions": [*sessions, {"from_step": step, **now, **notes}]})
+        write_json(file, {"starts": [*starts, {"from_step": step, **now, **notes}]})
 
     def _note(self, text):
         self.notes.append(text)

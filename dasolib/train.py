@@ -66,7 +66,7 @@ def run(config, run_dir=None, *, progress=True):
             return result
         training = Training(config, batches.labeled_counts, data.x_train.shape[1], device)
         start, seconds = training.restore(folder.load_checkpoint(device))
-        folder.begin_session(environment(device, config.threads), start)
+        folder.begin(environment(device, config.threads), start)
         metrics, counts = folder.cut_back(start)
         say(f"{run_dir.name}: {len(batches.x)} labeled, {len(batches.u)} unlabeled, {len(test.images)} test images; "
             f"{device}, {config.threads} threads, {config.precision}" + (f", from step {start}" if start else ""))

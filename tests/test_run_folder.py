@@ -501,15 +501,15 @@ def test_config_json_holds_what_can_change_a_number_and_no_paths(dataset, undist
 
 
 def environments(folder):
-    return json.loads((folder / "environment.json").read_text())["sessions"]
+    return json.loads((folder / "environment.json").read_text())["starts"]
 
 
-def test_an_undisturbed_run_has_one_session_that_says_what_it_ran_in(undisturbed):
-    (session,) = environments(undisturbed)
-    assert session == {"from_step": 0, **environment(torch.device("cpu"), 1)}
-    assert session["torch"] == torch.__version__.partition("+")[0]
-    assert session["device"] == "cpu" and session["threads"] == 1
-    assert re.fullmatch(r"[A-Za-z]+-\w+", session["platform"])  # system and machine, no release of a kernel
+def test_an_undisturbed_run_has_one_start_that_says_what_it_ran_in(undisturbed):
+    (start,) = environments(undisturbed)
+    assert start == {"from_step": 0, **environment(torch.device("cpu"), 1)}
+    assert start["torch"] == torch.__version__.partition("+")[0]
+    assert start["device"] == "cpu" and start["threads"] == 1
+    assert re.fullmatch(r"[A-Za-z]+-\w+", start["platform"])  # system and machine, no release of a kernel
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch):
@@ -538,15 +538,15 @@ def test_resuming_in_the_same_environment_is_recorded_without_a_warning(dataset,
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             interrupt(monkeypatch, tiny_config(dataset), tmp_path, at=at)
-    assert [session["from_step"] for session in environments(tmp_path)] == [0, 2]
+    assert [start["from_step"] for start in environments(tmp_path)] == [0, 2]
 
 
 @pytest.mark.parametrize("name", ["commit", "dirty", "torch", "numpy", "python", "daso-study", "device"])
 def test_a_change_of_commit_version_or_device_warns(name, folder):
     before = environment(torch.device("cpu"), 1)
-    folder.begin_session(before, 0)
+    folder.begin(before, 0)
     with pytest.warns(UserWarning, match=f"numbers may differ from an undisturbed run. {name}: .* before, 'new' now$"):
-        folder.begin_session(before | {name: "new"}, 2)
+        folder.begin(before | {name: "new"}, 2)
     first, second = environments(folder.path)
     (note,) = second.pop("notes")
     assert note.endswith("before, 'new' now")
@@ -555,10 +555,10 @@ def test_a_change_of_commit_version_or_device_warns(name, folder):
 
 def test_another_schema_warns(folder, monkeypatch):
     now = environment(torch.device("cpu"), 1)
-    folder.begin_session(now, 0)
+    folder.begin(now, 0)
     monkeypatch.setattr(dasolib.run_folder, "SCHEMA", 2)
     with pytest.warns(UserWarning, match="schema: 1 before, 2 now$"):
-        folder.begin_session(now, 2)
+        folder.begin(now, 2)
 
 
 @pytest.mark.usefixtures("one_thread_only")
@@ -596,7 +596,7 @@ def test_what_was_noted_on_resuming_is_kept_with_the_run(dataset, monkeypatch, t
     (tmp_path / "checkpoint.pt").write_bytes(b"")
     with pytest.warns(UserWarning, match="checkpoint.pt is damaged"):
         run(tiny_config(dataset), tmp_path, progress=False)
-    first, second = json.loads((tmp_path / "environment.json").read_text())["sessions"]
+    first, second = json.loads((tmp_path / "environment.json").read_text())["starts"]
     assert "notes" not in first
     (note,) = second["notes"]
     assert "checkpoint.previous.pt of step 2 is used" in note
@@ -605,7 +605,7 @@ def test_what_was_noted_on_resuming_is_kept_with_the_run(dataset, monkeypatch, t
 def test_data_normalised_otherwise_is_another_run(dataset, tmp_path):
     """The same pixels under another mean give other numbers, though their fingerprint is the same."""
     with RunFolder(tmp_path, tiny_config(dataset), DATA) as folder:
-        folder.begin_session(environment(torch.device("cpu"), 1), 0)
+        folder.begin(environment(torch.device("cpu"), 1), 0)
     other = SimpleNamespace(fingerprint="abc", mean=(0.4,), std=(0.25,))
     with pytest.raises(ValueError, match=r"holds another run; mean: \[0.5\] there, \[0.4\] here"):
         RunFolder(tmp_path, tiny_config(dataset), other).__enter__()

@@ -101,7 +101,7 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_an_undisturbed_one
     for while_writing in (False, True, False):
         process, already = start(folder), n_lines(folder)
         target = already + rng.randint(1, 4)
-        # A session that goes on cuts the lines back first, so it must be seen training before it is killed.
+        # A run that goes on cuts the lines back first, so it must be seen training before it is killed.
         wait_for(lambda: (folder / "events").exists() and n_lines(folder) >= target, process,  # noqa: B023
                  pause=0.02)
         if while_writing:
@@ -119,8 +119,8 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_an_undisturbed_one
         assert process.returncode == 0, errors
 
     assert any(0 < n < 12 for n in killed_at)
-    sessions = json.loads((folder / "environment.json").read_text())["sessions"]
-    assert any(session["from_step"] > 0 for session in sessions)
+    starts = json.loads((folder / "environment.json").read_text())["starts"]
+    assert any(start["from_step"] > 0 for start in starts)
     for name in ("result.json", "model.json"):
         ours, theirs = (json.loads((path / name).read_text()) for path in (folder, undisturbed))
         assert without_times(ours) == without_times(theirs)
