@@ -6,12 +6,30 @@ import torch
 from dasolib import augment
 from dasolib.methods import LEARNERS
 from dasolib.methods.step import Batch
+from dasolib.rebalance import REBALANCERS
+from dasolib.rebalance.part import Population
 from dasolib.seeds import host_generator
-from dasolib.splits import epoch_rows, long_tailed_split, natural_split
+from dasolib.splits import (
+    class_aware_rows,
+    class_aware_weights,
+    epoch_rows,
+    estimation_split,
+    long_tailed_split,
+    natural_split,
+)
+
+SAMPLER_BETA = 0.999  # of the class-aware sampler
 
 
 def make_split(config, data):
     """Split `data` as `config` says: labeled, unlabeled and validation positions."""
+    split = _run_split(config, data)
+    if LEARNERS[config.method].estimates:
+        split = estimation_split(data.y_train.numpy(), split, n_classes=data.n_classes)
+    return split
+
+
+def _run_split(config, data):
     labels = data.y_train.numpy()
     if config.n1 is None:
         return natural_split(labels, n_classes=data.n_classes, labeled_indices=config.labeled_indices,
@@ -39,24 +57,36 @@ class Batches:
     Attributes
     ----------
     labeled_counts : Tensor of shape (K,)
-        Labeled images of each class, on `device`.
+        Labeled images of each class, on `device`; without those that CReST has selected.
     prior : Tensor of shape (K,)
         Their shares.
     unlabeled_index : ndarray of shape (U,)
         Position of each unlabeled image in the training images or in the separate pile.
     unlabeled_names : tuple of U str or None
         Their file names, where the pile of a folder has them.
+    held_out : tuple of Tensor or None
+        Images and classes that a run uses which estimates the class counts of the unlabeled images.
+    selected : dict of str to Tensor or None
+        ``rows`` of unlabeled images and the ``classes`` they joined the labeled set with, by `select`.
 
     Raises
     ------
     ValueError
-        If a batch is larger than the set it is drawn from, or the method needs unlabeled images and there are none.
+        If a batch is larger than the set it is drawn from, the method needs unlabeled images and there are none, or it
+        needs square images and they are not.
     """
 
     def __init__(self, config, data, split, normalize, device):
         self.config, self.normalize, self.device = config, normalize, device
-        self.kinds = LEARNERS[config.method].views
+        self.learner = LEARNERS[config.method]
+        self.kinds = self.learner.views
+        lines = [REBALANCERS[name] for name in config.parts()]
+        self.part_draws = [line.draw for line in lines if line.draw is not None]
         side = min(data.x_train.shape[2:])
+        if self.learner.rotates and config.train_resolution is None and side != max(data.x_train.shape[2:]):
+            height, width = data.x_train.shape[2:]
+            raise ValueError(f"method={config.method!r} turns images, and those of dataset={config.dataset!r} are "
+                             f"{height} x {width}; give train_resolution={side}")
         if side <= augment.PAD:
             raise ValueError(f"dataset={config.dataset!r} has images of {side} pixels a side; crops need more than "
                              f"{augment.PAD}")
@@ -69,7 +99,16 @@ class Batches:
         else:
             self.unlabeled_index, self.unlabeled_names = split.unlabeled, None
             self.u, self.u_target = x_train[split.unlabeled], data.y_train[split.unlabeled].to(device)
-        self.labeled_counts = torch.bincount(labels, minlength=data.n_classes).to(device)
+        self.held_out = None
+        if self.learner.estimates:
+            self.held_out = x_train[split.validation], data.y_train[split.validation].to(device)
+        self.selected = None
+        self.original_x, self.original_y = self.x, self.y
+        counts = torch.bincount(labels, minlength=data.n_classes)
+        self.host_y, self.class_weights = labels, None  # the sampler works on the host
+        if any("class_aware" in line.needs for line in lines):
+            self.class_weights = class_aware_weights(counts, SAMPLER_BETA)
+        self.labeled_counts = counts.to(device)
         self.prior = self.labeled_counts / self.labeled_counts.sum()
         n_unlabeled = config.mu * config.batch_size if self.kinds else 0
         self.images_per_step = config.batch_size + n_unlabeled
@@ -82,26 +121,75 @@ class Batches:
             raise ValueError(f"mu * batch_size = {config.mu} * {config.batch_size} is larger than the unlabeled set "
                              f"of {len(self.u)} images")
 
+    def select(self, selected):
+        """Add unlabeled images to the original labeled ones, in place of those added before; None adds none.
+
+        They stay among the unlabeled ones.
+
+        Parameters
+        ----------
+        selected : dict of str to Tensor or None
+            ``rows`` (n,) among the unlabeled images and the ``classes`` (n,) they are labeled as.
+        """
+        self.selected = selected
+        if selected is not None:
+            self.x = torch.cat([self.original_x, self.u[selected["rows"]]])
+            self.y = torch.cat([self.original_y, selected["classes"]])
+
+    def population(self, unlabeled_counts, generation):
+        """Return the `Population` that the re-balancing methods of a generation are built for."""
+        current = self.labeled_counts
+        if self.selected is not None:
+            current = current + torch.bincount(self.selected["classes"], minlength=len(current))
+        return Population(self.labeled_counts, current, len(self.u), unlabeled_counts, generation)
+
     def at(self, t):
         """Return the `Batch` of step `t` and the hidden classes (mu * B,) of its unlabeled images, for diagnostics."""
-        b, seed = self.config.batch_size, self.config.seed
-        rows = epoch_rows(len(self.x), b, t, seed, purpose="labeled").to(self.device, non_blocking=True)
+        rows = self.labeled_rows(t).to(self.device, non_blocking=True)
         x, y = self.view(self.x[rows], "weak", "labeled", t), self.y[rows]
         if not self.kinds:
             return Batch(x, y, views={}), None
-        rows = epoch_rows(len(self.u), self.config.mu * b, t, seed, purpose="unlabeled")
+        n_unlabeled = self.config.mu * self.config.batch_size
+        rows = epoch_rows(len(self.u), n_unlabeled, t, self.config.seed, purpose="unlabeled")
         rows = rows.to(self.device, non_blocking=True)
         images = self.u[rows]
         views = {name: self.view(images, kind, name, t) for name, kind in self.kinds.items()}
-        return Batch(x, y, views), self.u_target[rows]
+        draws = {name: value.to(self.device, non_blocking=True) for name, value in self.draws(n_unlabeled, t).items()}
+        return Batch(x, y, views, rows, draws), self.u_target[rows]
+
+    def labeled_rows(self, t):
+        """Rows (B,) of the labeled images of step `t`, on the host; every generation begins an epoch."""
+        config, (generation, t) = self.config, divmod(t, self.config.generation_steps)
+        if self.class_weights is not None:
+            return class_aware_rows(self.host_y, self.class_weights, batch_size=config.batch_size, step=t,
+                                    seed=config.seed)
+        purpose = f"labeled {generation}" if generation else "labeled"
+        return epoch_rows(len(self.x), config.batch_size, t, config.seed, purpose=purpose)
+
+    def draws(self, n_unlabeled, t):
+        """Further random numbers of step `t` by name, on the host: those of the base learner and of its parts."""
+        draws = {}
+        if self.learner.draw is not None:
+            settings = {name: getattr(self.config, name) for name in self.learner.draw_settings}
+            generator = host_generator(self.config.seed, "draws", t)
+            draws |= self.learner.draw(self.config.batch_size, n_unlabeled, generator=generator, **settings)
+        for draw in self.part_draws:
+            generator = host_generator(self.config.seed, f"draws of {draw.__module__}", t)
+            draws |= draw(self.config.batch_size, n_unlabeled, generator=generator)
+        return draws
 
     def view(self, images, kind, name, t):
-        """Augment uint8 `images` as ``weak`` or ``strong`` with the draws of view `name` at step `t`, and normalise."""
+        """Augment uint8 `images` as ``weak``, ``strong`` or ``plain`` (not at all) with the draws of view `name`.
+
+        The draws are those of step `t`; the result is normalised.
+        """
+        if self.learner.rotates and self.config.train_resolution is not None:
+            images = augment.resize(images, self.config.train_resolution)
         (n, _, height, width), flip = images.shape, self.config.flip
         generator = host_generator(self.config.seed, f"view {name}", t)
         if kind == "weak":
             images = augment.weak_view(images, augment.draw_weak(n, generator=generator, flip=flip))
-        else:
+        elif kind == "strong":
             draws = augment.draw_strong(n, height, width, generator=generator, flip=flip)
             images = augment.strong_view(images, draws)
         return self.normalize(images)

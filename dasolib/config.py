@@ -14,7 +14,7 @@ from dasolib.methods import LEARNERS
 from dasolib.rebalance import REBALANCERS, check_combination, parse_rebalance
 from dasolib.schedules import SCHEDULES
 
-SCHEMA = 1  # of the run folder; raised when its files change in meaning
+SCHEMA = 2  # of the run folder; raised when its files change in meaning
 NOT_IDENTITY = ("threads", "device")  # recorded and warned about on resume, but part of neither hash nor comparison
 
 
@@ -70,6 +70,15 @@ class Config(BaseModel):
     # Base learner
     threshold: float = Field(ge=0, le=1)  # confidence from which a pseudo-label counts
     lambda_u: float = Field(ge=0)  # weight of the unlabeled loss
+    ramp_steps: float = Field(gt=0)  # over which losses on unlabeled images gain their weight, anew in each generation
+    ramp_shape: Literal["linear", "exp"]
+    sharpen_temperature: float = Field(gt=0)  # T of MixMatch's sharpening; 1 leaves the labels as they are
+    mixup_alpha: float = Field(gt=0)  # the mixing share comes from Beta(alpha, alpha)
+    lambda_premixup: float = Field(ge=0)  # ReMixMatch: weight of the loss on the first strong view before mixing
+    lambda_rotation: float = Field(ge=0)  # ReMixMatch: weight of the rotation loss
+    alignment: bool  # ReMixMatch: distribution alignment
+    similarity_threshold: float = Field(ge=-1, le=1)  # USADTM: similarity from which a pseudo-label counts
+    lambda_mi: float = Field(ge=0)  # USADTM: weight of the mutual-information loss
 
     # Re-balancing on labels
     la_tau: float = Field(ge=0)  # strength of train-time logit adjustment; 0 is the base learner
@@ -77,9 +86,23 @@ class Config(BaseModel):
     reweight_warmup_steps: int = Field(ge=0)  # W: class weights (and LDAM) act from step W - 1
     ldam_max_margin: float = Field(gt=0)
     ldam_scale: float = Field(gt=0)
+    source: str | None  # run folder: cRT's trained network; DARP's estimate, where None looks for one under runs/
+
+    # Re-balancing on pseudo-labels
+    alignment_window: int = Field(ge=1)  # batches whose mean prediction is aligned
+    alignment_temperature: float = Field(ge=0)  # exponent of the target distribution; 0 is the uniform one
+    darp_warmup_steps: int = Field(ge=0)  # before them pseudo-labels stay as they are
+    darp_period: int = Field(ge=1)  # steps from one refinement of all pseudo-labels to the next
+    darp_alpha: float = Field(gt=0)  # class k keeps its alpha * target_k surest images
+    n_generations: int = Field(ge=2)  # CReST: equal parts of total_steps, each a training from scratch
+    crest_alpha: float = Field(gt=0)  # the share that is selected of class k goes with count ** (1 / alpha)
+    crest_t_min: float = Field(ge=0, le=1)  # CReST+: exponent of the alignment's target in the last generation
+    abc_epoch_steps: int = Field(ge=1)  # ABC: its sampling of unlabeled images moves every so many steps
+    abc_epochs: float = Field(gt=0)  # ABC: and is balanced after so many epochs
+    boss_drop: float = Field(ge=0, le=1)  # BOSS: how far the threshold of a rare class falls
 
     # DASO
-    pretrain_steps: int = Field(ge=0)  # P
+    pretrain_steps: int = Field(ge=0)  # P; USADTM: labels count from this step on
     refresh_steps: int = Field(ge=1)  # period of the pseudo-label histogram
     dist_temperature: float = Field(gt=0)  # T_dist
     proto_temperature: float = Field(gt=0)  # T_proto
@@ -140,12 +163,39 @@ class Config(BaseModel):
                     )
             if self.unlabeled == "uniform" and self.gamma_u != 1:
                 raise ValueError(f"gamma_u={self.gamma_u} with unlabeled='uniform': uniform means gamma_u = 1")
+        if self.total_steps % self.generations:
+            raise ValueError(f"total_steps={self.total_steps} must be divisible by n_generations={self.n_generations}; "
+                             f"the next such length is {-(-self.total_steps // self.generations) * self.generations}")
+        if self._needs("source") and self.source is None:
+            raise ValueError("source=None: rebalance='crt' starts from a trained network; give the folder of a "
+                             "finished run as source")
         if "daso" in self.rebalance and self.fixed_blend is None and self.pretrain_steps < self.refresh_steps:
             raise ValueError(
                 f"pretrain_steps={self.pretrain_steps} is smaller than refresh_steps={self.refresh_steps}: blending "
                 "would start with an empty histogram (0/0); choose pretrain_steps >= refresh_steps, or a fixed_blend"
             )
         return self
+
+    def _needs(self, what):
+        return any(what in REBALANCERS[name].needs for name in self.rebalance)
+
+    @property
+    def generations(self):
+        """How often training starts from scratch: 1 without CReST."""
+        return self.n_generations if self._needs("generations") else 1
+
+    @property
+    def generation_steps(self):
+        """Steps of a generation; without CReST those of the run."""
+        return self.total_steps // self.generations
+
+    def parts(self):
+        """Names of the re-balancing methods that act, in table order: `rebalance`, and ReMixMatch's own alignment."""
+        own = LEARNERS[self.method].aligns and self.alignment and not self._has_alignment()
+        return tuple(name for name in REBALANCERS if name in self.rebalance or own and name == "distribution_alignment")
+
+    def _has_alignment(self):
+        return any("alignment" in REBALANCERS[name].roles for name in self.rebalance)
 
     def learner_settings(self):
         """Return the settings of the base learner's step, by name."""
@@ -154,11 +204,15 @@ class Config(BaseModel):
     def without_effect(self):
         """Return the settings that change nothing in this run, by name, with the reason."""
         learner = LEARNERS[self.method]
-        parts = [REBALANCERS[name] for name in self.rebalance]
-        used = {*learner.settings, *(name for part in parts for name in part.settings)}
+        own = {"alignment"} if learner.aligns and not self._has_alignment() else set()
+        own |= {"source"} if self._needs("source") or self._needs("unlabeled_counts") else set()
+        used = {*learner.settings, *learner.draw_settings, *own}
+        used |= {name for part in self.parts() for name in REBALANCERS[part].settings}
         specific = {name for line in (*LEARNERS.values(), *REBALANCERS.values()) for name in line.settings}
+        specific |= {"mixup_alpha", "alignment", "source"}
         combination = " + ".join((self.method, *self.rebalance))
         unused = {name: f"{combination} has no such setting" for name in specific - used}
+        unused |= {name: reason for name, reason in learner.no_effect.items() if name in used}
         if not learner.views:
             unused["mu"] = f"{self.method} uses no unlabeled images"
         if not learner.ema:
@@ -179,7 +233,12 @@ class Config(BaseModel):
     def identity(self):
         """Everything that makes this run another run, as JSON types: what has an effect, but not `NOT_IDENTITY`."""
         values = self.model_dump(mode="json", exclude={*NOT_IDENTITY, *self.without_effect()})
-        return values | {"dataset": dataset_name(self.dataset)}  # the path of the data is not part of it
+        values["dataset"] = dataset_name(self.dataset)  # the path of the data is not part of it
+        if self._needs("source"):
+            values["source"] = Path(self.source).name  # nor is that of a run
+        else:
+            values.pop("source", None)  # the class counts that are found there are, see `dasolib.sources`
+        return values
 
     def run_name(self):
         """``<dataset>-<method>-<rebalance>-s<seed>-<8 hex>``, the last part a hash of `identity`."""
@@ -206,7 +265,7 @@ SPLITS = {
     "stl10": {"n1": 150, "gamma_l": 10, "n_val": 500, "unlabeled": "unknown", "train_resolution": 32},
     "mnist5k": {"n1": 60, "m1": 300, "gamma_l": 30, "n_val": 0, "unlabeled": "reversed", "flip": False},
 }
-PRESETS = ("paper", "cpu")
+PRESETS = {"paper": 250_000, "cpu": 10_000}  # steps of a run
 
 
 def paper_dist_temperature(dataset, unlabeled, gamma_l, gamma_u):
@@ -218,6 +277,23 @@ def paper_dist_temperature(dataset, unlabeled, gamma_l, gamma_u):
     (1.5, 0.3)
     """
     return 1.5 if dataset == "cifar10" and unlabeled == "equal" and gamma_l == gamma_u else 0.3
+
+
+def paper_alignment(dataset, rebalance):
+    """Whether ReMixMatch aligns distributions as the paper sets it: not on STL10-LT, nor with DASO on CIFAR10-LT.
+
+    Examples
+    --------
+    >>> paper_alignment("cifar10", ()), paper_alignment("cifar10", ("daso",)), paper_alignment("cifar100", ("daso",))
+    (True, False, True)
+    """
+    return dataset != "stl10" and not (dataset == "cifar10" and "daso" in rebalance)
+
+
+# Weight of the unlabeled loss, and the share of a training (a generation, with CReST) over which it is reached.
+LAMBDA_U = {"mean_teacher": 50.0, "mixmatch": 100.0, "remixmatch": 1.5}
+RAMP_SHARE = {"pseudo_label": 0.4, "mean_teacher": 0.4, "mixmatch": 0.016, "remixmatch": 0.016}
+N_GENERATIONS = 5
 
 
 def paper_settings(dataset, method, rebalance, total_steps):
@@ -239,26 +315,36 @@ def paper_settings(dataset, method, rebalance, total_steps):
     dict
     """
     supervised = not LEARNERS[method].views
+    generations = N_GENERATIONS if {"crest", "crest_plus"} & set(rebalance) else 1
     return {
         "resolution": None, "n1": None, "m1": None, "gamma_l": None, "n_val": 0, "labeled_indices": None,
         "unlabeled": "equal" if dataset in SPLITS else "unknown", "flip": True, "train_resolution": None,
-        "depth": 28, "width": 2, "batch_size": 64, "mu": 2,
+        "depth": 28, "width": 2, "batch_size": 64, "mu": 2 if method == "fixmatch" else 1,
         "lr": 0.1 if supervised else 0.03, "momentum": 0.9, "weight_decay": 5e-4,
         "schedule": "multistep" if supervised else "constant",
         "warmup_steps": int(0.025 * total_steps) if supervised else 0, "warmup_factor": 0.0,
         "warmup_shape": "linear",
         "milestones": (int(0.8 * total_steps), int(0.9 * total_steps)) if supervised else (),
         "lr_decay": 0.01, "cosine_ratio": 7, "ema_decay": 0.999, "ema_weight_decay": 0.0,
-        "threshold": 0.95, "lambda_u": 1.0,
+        "threshold": 0.95, "lambda_u": LAMBDA_U.get(method, 1.0),
+        "ramp_steps": RAMP_SHARE.get(method, 1.0) * total_steps / generations, "ramp_shape": "linear",
+        "sharpen_temperature": 0.5, "mixup_alpha": 0.75 if method == "remixmatch" else 0.5,
+        "lambda_premixup": 0.5, "lambda_rotation": 0.5, "alignment": paper_alignment(dataset, rebalance),
+        "similarity_threshold": 0.85, "lambda_mi": 0.1,
+        "source": None, "alignment_window": 128, "alignment_temperature": 1.0,
+        "darp_warmup_steps": int(0.4 * total_steps), "darp_period": 10, "darp_alpha": 2.0,
+        "n_generations": N_GENERATIONS, "crest_alpha": 3.0, "crest_t_min": 0.5,
+        "abc_epoch_steps": 500, "abc_epochs": total_steps / 500, "boss_drop": 0.25,
         "la_tau": 1.0, "cb_beta": 0.999, "ldam_max_margin": 0.5, "ldam_scale": 30.0,
         "reweight_warmup_steps": int(0.8 * total_steps) if "ldam_drw" in rebalance else 0,
-        "pretrain_steps": 5000, "refresh_steps": 100, "proto_temperature": 0.05, "fixed_blend": None,
-        "lambda_align": 1.0, "queue_size": 256, "queue_sizing": "balanced", "prototypes_from": "ema",
-        "ema_train_mode": True, "eval_steps": 500, "eval_images": None, "precision": "fp32", "channels_last": False,
+        "pretrain_steps": 500 if method == "usadtm" else 5000, "refresh_steps": 100, "proto_temperature": 0.05,
+        "fixed_blend": None, "lambda_align": 1.0, "queue_size": 256, "queue_sizing": "balanced",
+        "prototypes_from": "ema", "ema_train_mode": True,
+        "eval_steps": 500, "eval_images": None, "precision": "fp32", "channels_last": False,
     }
 
 
-def cpu_settings(total_steps):
+def cpu_settings(method, total_steps):
     """Return what the CPU preset changes in the paper's: a small network, and periods that fit a short run.
 
     With T far below 250,000 the paper's constants cannot act, so they are scaled: an evaluation every T / 100 steps,
@@ -266,14 +352,15 @@ def cpu_settings(total_steps):
 
     Examples
     --------
-    >>> {name: cpu_settings(10_000)[name] for name in ("eval_steps", "refresh_steps", "pretrain_steps")}
+    >>> {name: cpu_settings("fixmatch", 10_000)[name] for name in ("eval_steps", "refresh_steps", "pretrain_steps")}
     {'eval_steps': 100, 'refresh_steps': 100, 'pretrain_steps': 200}
     """
     period = max(1, total_steps // 100)
     return {
         "depth": 10, "width": 1, "batch_size": 32, "precision": "bf16", "channels_last": True, "ema_decay": 0.99,
         "eval_steps": period, "eval_images": 2000, "refresh_steps": period,
-        "pretrain_steps": max(int(0.02 * total_steps), period),
+        "pretrain_steps": int(0.002 * total_steps) if method == "usadtm" else max(int(0.02 * total_steps), period),
+        "abc_epoch_steps": period, "abc_epochs": total_steps / period,
     }
 
 
@@ -329,9 +416,10 @@ def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_
         choices = ", ".join(Config.model_fields)
         raise ValueError(f"{unknown[0]}={changes[unknown[0]]!r}: no such setting; choose from {choices}")
     name = dataset_name(dataset)
-    total_steps = total_steps if total_steps is not None else {"paper": 250_000, "cpu": 10_000}[preset]
+    if total_steps is None:
+        total_steps = PRESETS[preset] * (2 if "crt" in rebalance else 5) // 5  # a new head takes 100,000 in the paper
     settings = paper_settings(name, method, rebalance, total_steps)
-    settings |= cpu_settings(total_steps) if preset == "cpu" else {}
+    settings |= cpu_settings(method, total_steps) if preset == "cpu" else {}
     settings |= SPLITS.get(name, {}) | changes
     if "gamma_u" not in settings:
         settings["gamma_u"] = {"uniform": 1.0, "unknown": None}.get(settings["unlabeled"], settings["gamma_l"])

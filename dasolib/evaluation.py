@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dasolib.diagnostics import accuracy as accuracy_of
 from dasolib.diagnostics import class_groups, confusion_counts, recall
+from dasolib.estimate import estimate_unlabeled_counts
 from dasolib.pseudo_labels import PseudoLabels
 from dasolib.rebalance.logit_adjustment import adjust_for_balanced_test
 from dasolib.seeds import host_generator
@@ -41,7 +42,7 @@ def predict(net, images, normalize):
     net.eval()
     feats = torch.cat([net.features(normalize(part)) for part in images.split(PREDICT_BATCH)])
     net.train(was_training)
-    return feats, net.head(feats)
+    return feats, net.predict(feats)
 
 
 class TestSet:
@@ -101,6 +102,10 @@ def pseudo_label(training, test, batches, *, t):
     t : int
         Step (from 0) as which the re-balancing methods refine the labels; before DASO's start they stay linear.
 
+    Notes
+    -----
+    The re-balancing methods keep their state: nothing is counted, queued or averaged in.
+
     Returns
     -------
     PseudoLabeled or None
@@ -109,7 +114,31 @@ def pseudo_label(training, test, batches, *, t):
     if len(batches.u) == 0:
         return None
     feats, logits = predict(training.evaluated, batches.u, test.normalize)
-    return PseudoLabeled(feats, training.rebalance.refine(logits.softmax(dim=-1), feats, t))
+    rows = torch.arange(len(batches.u), device=feats.device)
+    labels = training.rebalance.refine(logits.softmax(dim=-1), feats, rows, t, temperature=training.temperature,
+                                       update=False)
+    return PseudoLabeled(feats, labels)
+
+
+def estimate_counts(net, batches, test):
+    """Estimate the class counts of the unlabeled images, as one line of ``metrics.jsonl`` holds it.
+
+    Parameters
+    ----------
+    net : dasolib.models.WideResNet
+    batches : dasolib.batches.Batches
+        With held-out images.
+    test : TestSet
+
+    Returns
+    -------
+    dict
+        ``unlabeled_estimate``: K numbers that sum to U, or None for an estimate that is not accepted.
+    """
+    images, target = batches.held_out
+    held_out, unlabeled = (predict(net, part, test.normalize)[1].softmax(dim=-1) for part in (images, batches.u))
+    estimate = estimate_unlabeled_counts(held_out.cpu(), target.cpu(), unlabeled.cpu())
+    return {"unlabeled_estimate": estimate.counts.tolist() if estimate.accepted else None}
 
 
 def predictions(probs, class_names, *, index, files=None):
@@ -164,7 +193,8 @@ def outputs(training, test, batches, pseudo_labeled):
               "unlabeled_index": torch.as_tensor(batches.unlabeled_index), "unlabeled_target": batches.u_target}
     if pseudo_labeled is not None:
         feats, labels = pseudo_labeled
-        arrays |= {name: probs.half() for name, probs in labels._asdict().items() if probs is not None}
+        by_kind = {"linear": labels.linear, "semantic": labels.semantic, "final": labels.final}
+        arrays |= {kind: probs.half() for kind, probs in by_kind.items() if probs is not None}
         rows = torch.randperm(len(feats), generator=host_generator(0, "stored features"))
         rows = rows[:STORED_FEATURES].sort().values
         arrays |= {"feats_row": rows, "feats": feats[rows.to(feats.device)].half()}

@@ -3,6 +3,8 @@
 import torch
 from torch.nn import functional as F
 
+from dasolib.pseudo_labels import one_hot
+
 
 def cross_entropy(logits, target, *, row_weight=None, denominator=None):
     """Cross-entropy with a weight for each row, summed and divided by **all** rows.
@@ -107,7 +109,7 @@ def ldam_loss(logits, target, margins, *, scale, class_weight=None):
     -------
     Tensor of shape ()
     """
-    is_true = target[:, None] == torch.arange(logits.shape[1], device=logits.device)
+    is_true = one_hot(target, logits.shape[1])
     return F.cross_entropy(scale * (logits - margins * is_true), target, weight=class_weight)
 
 

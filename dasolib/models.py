@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-`depth`-`width`: a 3x3 stem to 16 channels, three units of pre-activation blocks, and a linear head.
+    """WRN-`depth`-`width`: a 3x3 stem to 16 channels, three units of pre-activation blocks, and linear heads.
 
     Parameters
     ----------
@@ -47,6 +47,10 @@ class WideResNet(nn.Module):
         K, outputs of the head.
     in_channels : int
         Channels of the images.
+    heads : dict of str to int, optional
+        Further heads on the same features, by name, and their outputs.
+    predictor : str, optional
+        The one of `heads` that `forward` predicts with; None: `head`.
     precision : {"fp32", "bf16"}
         ``bf16`` runs the encoder under autocast; features, logits and losses stay in the parameters' type.
     generator : torch.Generator, optional
@@ -56,7 +60,7 @@ class WideResNet(nn.Module):
     Raises
     ------
     ValueError
-        If `depth`, `width` or `precision` is none of the above.
+        If `depth`, `width`, `precision` or `predictor` is none of the above.
 
     References
     ----------
@@ -72,7 +76,8 @@ class WideResNet(nn.Module):
     torch.Size([2, 10])
     """
 
-    def __init__(self, *, depth, width, n_classes, in_channels=3, precision="fp32", generator=None):
+    def __init__(self, *, depth, width, n_classes, in_channels=3, heads=None, predictor=None, precision="fp32",
+                 generator=None):
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"depth={depth}: a WideResNet has depth 6 n + 4: 10, 16, 22, 28, ...")
@@ -80,7 +85,10 @@ class WideResNet(nn.Module):
             raise ValueError(f"width={width}: must be at least 1")
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={precision!r}: choose fp32 or bf16")
-        self.precision = precision
+        heads = heads or {}
+        if predictor is not None and predictor not in heads:
+            raise ValueError(f"predictor={predictor!r}: choose None or one of the heads: {', '.join(heads) or 'none'}")
+        self.precision, self.predictor = precision, predictor
         self.feat_dim = 64 * width
         n_blocks = (depth - 4) // 6
         self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
@@ -94,14 +102,16 @@ class WideResNet(nn.Module):
         self.units = nn.Sequential(*units)
         self.bn = nn.BatchNorm2d(c_in)
         self.head = nn.Linear(c_in, n_classes)
+        self.heads = nn.ModuleDict({name: nn.Linear(c_in, n_outputs) for name, n_outputs in heads.items()})
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
             elif isinstance(module, nn.BatchNorm2d):
                 # A float, since the moving average of the published code averages this buffer too.
                 module.num_batches_tracked = module.num_batches_tracked.to(self.head.weight.dtype)
-        nn.init.xavier_normal_(self.head.weight, generator=generator)
-        nn.init.zeros_(self.head.bias)
+        for head in (self.head, *self.heads.values()):
+            nn.init.xavier_normal_(head.weight, generator=generator)
+            nn.init.zeros_(head.bias)
 
     def features(self, x):
         """Encode images (N, C, H, W), normalised, into features (N, 64 * width)."""
@@ -111,15 +121,19 @@ class WideResNet(nn.Module):
             # Cast before pooling: the mean over pixels is taken in full precision.
             return x.to(self.head.weight.dtype).mean(dim=(2, 3))
 
+    def predict(self, feats):
+        """Logits (N, K) of features (N, 64 * width), from the head that predicts."""
+        return (self.head if self.predictor is None else self.heads[self.predictor])(feats)
+
     def forward(self, x):
         """Logits (N, K) of images (N, C, H, W)."""
-        return self.head(self.features(x))
+        return self.predict(self.features(x))
 
 
 class View(NamedTuple):
     """One view of a batch after the network."""
 
-    feats: Tensor  # (n, feat_dim)
+    feats: Tensor | None  # (n, feat_dim); None where a base learner has mixed or turned the images
     logits: Tensor  # (n, K)
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from dasolib.pseudo_labels import one_hot
+
 
 class PrototypeBank(nn.Module):
     """For each class a queue of its latest labeled features, and their mean.
@@ -61,7 +63,7 @@ class PrototypeBank(nn.Module):
         A batch may hold more of a class than its queue: the last ones in row order stay.
         """
         k = len(self.queue_sizes)
-        is_class = target[:, None] == torch.arange(k, device=target.device)  # (n, K)
+        is_class = one_hot(target, k)  # (n, K)
         rank = (is_class.cumsum(dim=0) - 1).gather(1, target[:, None]).squeeze(1)  # among the rows of its class
         in_batch = is_class.sum(dim=0)  # (K,)
         size = self.queue_sizes[target]

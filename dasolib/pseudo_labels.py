@@ -13,10 +13,13 @@ class PseudoLabels(NamedTuple):
     linear: Tensor  # from the classifier head
     semantic: Tensor | None  # from similarity to the class prototypes; None for methods and steps without them
     final: Tensor  # what the base learner trains on
+    blend_weight: Tensor | float | None = None  # share of `semantic` in `final`: (K,) by class, or one for all
 
 
 def confident_labels(probs, threshold):
     """Class ids (n,) of probabilities (n, K), and a mask (n,), 1.0 where the largest is >= `threshold`, else 0.0.
+
+    The threshold is one number, or a tensor (K,) of one for each class.
 
     Examples
     --------
@@ -24,7 +27,26 @@ def confident_labels(probs, threshold):
     (tensor([0, 1]), tensor([1., 0.]))
     """
     confidence, target = probs.max(dim=-1)
+    threshold = threshold[target] if isinstance(threshold, Tensor) else threshold
     return target, (confidence >= threshold).to(probs.dtype)
+
+
+def sharpen(probs, temperature):
+    """Probabilities (n, K) made more certain: ``p^(1 / T)``, rows scaled to sum to 1; T = 1 leaves them as they are.
+
+    References
+    ----------
+    Berthelot et al., "MixMatch", NeurIPS 2019, equation 7.
+
+    Examples
+    --------
+    >>> sharpen(torch.tensor([[0.8, 0.2]]), 0.5)
+    tensor([[0.9412, 0.0588]])
+    """
+    if temperature == 1:
+        return probs
+    powers = probs ** (1 / temperature)
+    return powers / powers.sum(dim=-1, keepdim=True)
 
 
 def semantic_logits(feats, prototypes, temperature):
@@ -123,6 +145,18 @@ def blend(linear, semantic, weight):
     return (1 - weight) * linear + weight * semantic
 
 
+def one_hot(target, n_classes):
+    """Whether `target` (n,) is each of the classes, as booleans (n, K); unlike torch's it does not wait for the device.
+
+    Examples
+    --------
+    >>> one_hot(torch.tensor([1, 0]), 3).int()
+    tensor([[0, 1, 0],
+            [1, 0, 0]], dtype=torch.int32)
+    """
+    return target[:, None] == torch.arange(n_classes, device=target.device)
+
+
 def count_classes(target, n_classes):
     """How often each class occurs in `target` (n,), as a tensor (K,) of integers; does not wait for the device.
 
@@ -131,4 +165,4 @@ def count_classes(target, n_classes):
     >>> count_classes(torch.tensor([2, 0, 2]), 4)
     tensor([1, 0, 2, 0])
     """
-    return (target[:, None] == torch.arange(n_classes, device=target.device)).sum(dim=0)
+    return one_hot(target, n_classes).sum(dim=0)

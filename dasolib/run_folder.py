@@ -92,6 +92,8 @@ class RunFolder:
     config : dasolib.config.Config
     data : dasolib.data.ImageData
         Its fingerprint, mean and std are part of what the run is.
+    taken : dict, optional
+        What the run takes from an earlier one, as JSON types: part of what it is, too.
 
     Raises
     ------
@@ -99,11 +101,13 @@ class RunFolder:
         On entering: if another process owns the folder, or the folder holds another run or other files.
     """
 
-    def __init__(self, path, config, data):
+    def __init__(self, path, config, data, taken=None):
         self.path = Path(path)
         self.threads = config.threads
         self.record = {"schema": SCHEMA, **config.identity(), "threads": config.threads,
                        "mean": list(data.mean), "std": list(data.std), "data_sha256": data.fingerprint}
+        if taken:
+            self.record["taken"] = taken
         self.notes = []  # what a user should know of this start; warned about and recorded
         self.checkpoint, self.previous = self.path / "checkpoint.pt", self.path / "checkpoint.previous.pt"
 

@@ -13,13 +13,15 @@ from dasolib.batches import Batches, make_split
 from dasolib.data import DATASETS, load_data
 from dasolib.diagnostics import KINDS, PseudoLabelCounts, accuracy
 from dasolib.ema import EMA
-from dasolib.evaluation import TestSet, outputs, predictions, pseudo_label, summarize
+from dasolib.estimate import average_estimates
+from dasolib.evaluation import TestSet, estimate_counts, outputs, predict, predictions, pseudo_label, summarize
 from dasolib.methods import LEARNERS
 from dasolib.models import WideResNet
-from dasolib.rebalance import build_rebalance
+from dasolib.rebalance import REBALANCERS, build_rebalance
 from dasolib.run_folder import RunFolder, environment, project_root, resolve, write_bytes, write_json, write_npz
 from dasolib.schedules import lr_at
 from dasolib.seeds import host_generator
+from dasolib.sources import trained_network, unlabeled_counts
 
 
 def run(config, run_dir=None, *, progress=True):
@@ -41,7 +43,7 @@ def run(config, run_dir=None, *, progress=True):
     Raises
     ------
     ValueError
-        Before anything is written: if data, split or folder do not fit the configuration.
+        Before anything is written: if data, split, folder or the run it starts from do not fit the configuration.
     FloatingPointError
         If a loss was NaN or infinite: names the first such step and its terms. No checkpoint is written after it.
     """
@@ -56,16 +58,25 @@ def run(config, run_dir=None, *, progress=True):
     )
     batches = Batches(config, data, make_split(config, data), normalize, device)
     test = TestSet(data, config, batches.prior, normalize, device)
+    start_from = trained_network(config, data)
+    aim = unlabeled_counts(config, data, batches.u_target)
+    taken = {name: value.record for name, value in (("source", start_from), ("unlabeled_counts", aim)) if value}
     run_dir = resolve(run_dir or f"runs/{config.run_name()}")
     say = tqdm.write if progress else lambda text: None
 
-    with RunFolder(run_dir, config, data) as folder:
+    with RunFolder(run_dir, config, data, taken) as folder:
         result = folder.result()
         if result is not None:
             say(f"{run_dir.name} is finished; nothing to do")
             return result
-        training = Training(config, batches.labeled_counts, data.x_train.shape[1], device)
-        start, seconds = training.restore(folder.load_checkpoint(device))
+        new_training = functools.partial(Training, config, in_channels=data.x_train.shape[1], device=device)
+        state = folder.load_checkpoint(device)
+        start = 0 if state is None else state["step"]
+        batches.select(None if state is None else state.get("selected"))
+        training = new_training(batches.population(aim and aim.counts, max(start - 1, 0) // config.generation_steps))
+        if start_from is not None:
+            training.net.load_state_dict(start_from.weights, strict=False)
+        seconds = training.restore(state)
         folder.begin(environment(device, config.threads), start)
         metrics, counts = folder.cut_back(start)
         say(f"{run_dir.name}: {len(batches.x)} labeled, {len(batches.u)} unlabeled, {len(test.images)} test images; "
@@ -79,6 +90,8 @@ def run(config, run_dir=None, *, progress=True):
         name = "-".join((config.method, *config.rebalance))
         for t in tqdm(range(start, config.total_steps), desc=name, initial=start, total=config.total_steps,
                       disable=not progress, mininterval=1):
+            if t and t % config.generation_steps == 0:
+                training = next_generation(training, new_training, batches, test, aim, t)
             batch, u_target = batches.at(t)
             out = training.step(batch, t)
             window.add(out, u_target, t)
@@ -89,11 +102,12 @@ def run(config, run_dir=None, *, progress=True):
                 n_steps = t + 1 - (metrics[-1]["step"] if metrics else 0)
                 speed = n_steps * batches.images_per_step / (time.perf_counter() - window_began)
                 plain, adjusted = test.evaluate(training.evaluated, step=t + 1)
+                estimate = {} if batches.held_out is None else estimate_counts(training.evaluated, batches, test)
                 metrics.append({
-                    "step": t + 1, "lr": training.lr_at(t), "losses": window.mean_losses(),
+                    "step": t + 1, "lr": training.lr_at(t % config.generation_steps), "losses": window.mean_losses(),
                     "mask_rate": window.mask_rate(), "accuracy": float(accuracy(plain)),
                     "accuracy_adjusted": float(accuracy(adjusted)), "test_images": int(plain.sum()),
-                    "images_per_s": round(speed, 1), "seconds": round(time.perf_counter() - began, 3),
+                    "images_per_s": round(speed, 1), "seconds": round(time.perf_counter() - began, 3), **estimate,
                 })
                 counts["step"].append(t + 1)
                 counts["pseudo_labels"].append(window.counts.take())
@@ -102,18 +116,21 @@ def run(config, run_dir=None, *, progress=True):
                 folder.append_metrics(metrics[-1])
                 folder.write_counts(counts)
                 write_events(events, metrics[-1])
-                folder.save_checkpoint(training.state(t + 1, metrics[-1]["seconds"]))
+                state = training.state(t + 1, metrics[-1]["seconds"])
+                folder.save_checkpoint(state | {"selected": batches.selected})
                 window, window_began = Window(data.n_classes, device), time.perf_counter()
 
         events.close()
         training.save_network(folder.path, data, config.train_resolution)
-        pseudo_labeled = pseudo_label(training, test, batches, t=config.total_steps - 1)  # as in the last step
+        pseudo_labeled = pseudo_label(training, test, batches, t=config.generation_steps - 1)  # as in the last step
         write_npz(folder.path / "outputs.npz", outputs(training, test, batches, pseudo_labeled))
         if pseudo_labeled is not None:
             table = predictions(pseudo_labeled.labels.final, data.class_names, index=batches.unlabeled_index,
                                 files=batches.unlabeled_names)
             write_bytes(folder.path / "predictions.csv", table.to_csv(index=False, float_format="%.6f").encode())
         result = summarize(metrics, counts, batches.labeled_counts.tolist())
+        if batches.held_out is not None:
+            result["unlabeled_counts"] = average_estimates([record["unlabeled_estimate"] for record in metrics])
         write_json(folder.path / "result.json", result)  # last: its presence says that the run is finished
     return result
 
@@ -139,31 +156,67 @@ def choose_device(name):
     return device
 
 
+def next_generation(old, new_training, batches, test, aim, t):
+    """Label unlabeled images with the network of the last generation, and return a new `Training` from scratch.
+
+    Parameters
+    ----------
+    old : Training
+    new_training : callable
+        Population -> Training.
+    batches : dasolib.batches.Batches
+        Its labeled images change.
+    test : dasolib.evaluation.TestSet
+    aim : dasolib.sources.UnlabeledCounts or None
+    t : int
+        First step of the new generation.
+    """
+    logits = predict(old.evaluated, batches.u, test.normalize)[1]
+    rows, classes = old.rebalance.select(logits.softmax(dim=-1))
+    batches.select({"rows": rows, "classes": classes})
+    new = new_training(batches.population(aim and aim.counts, t // old.generation_steps))
+    new.rebalance.carry_over(old.rebalance)
+    return new
+
+
 class Training:
-    """Everything that training changes: network, moving average, optimiser, and state of the re-balancing methods.
+    """Everything that training changes: network, moving average, optimiser, and state of the methods.
 
     Parameters
     ----------
     config : dasolib.config.Config
-    labeled_counts : Tensor of shape (K,)
+    population : dasolib.rebalance.part.Population
+        What the re-balancing methods are built for; also says which generation of CReST this is.
     in_channels : int
         Channels of the images.
     device : torch.device
     """
 
-    def __init__(self, config, labeled_counts, in_channels, device):
-        learner = LEARNERS[config.method]
+    def __init__(self, config, population, in_channels, device):
+        learner, lines = LEARNERS[config.method], [REBALANCERS[name] for name in config.parts()]
+        n_classes = len(population.labeled)
+        self.generation_steps = config.generation_steps
+        self.temperature = config.sharpen_temperature if "sharpen_temperature" in learner.settings else 1
         self.net = WideResNet(
-            depth=config.depth, width=config.width, n_classes=len(labeled_counts), in_channels=in_channels,
-            precision=config.precision, generator=host_generator(config.seed, "initial weights"),
+            depth=config.depth, width=config.width, n_classes=n_classes, in_channels=in_channels,
+            heads=learner.heads | {line.head: n_classes for line in lines if line.head},
+            predictor=next((line.head for line in lines if line.head), None), precision=config.precision,
+            generator=host_generator(config.seed, "initial weights", population.generation),
         ).to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+        if any("source" in line.needs for line in lines):
+            self.net.requires_grad_(False)  # in train mode still: the buffers of the encoder move
+            self.net.head.requires_grad_(True)
         self.ema = EMA(self.net, cap=config.ema_decay, weight_decay=config.ema_weight_decay) if learner.ema else None
-        self.rebalance = build_rebalance(config, labeled_counts, self.net.feat_dim).to(device)
+        self.rebalance = build_rebalance(config, population, self.net.feat_dim).to(device)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True,
                                          weight_decay=config.weight_decay, fused=True)
-        self.learner_step = functools.partial(learner.step, **config.learner_settings())
+        self.memory, memory = None, {}
+        if learner.memory is not None:
+            self.memory = learner.memory(population.labeled, self.net.feat_dim).to(device)
+            memory = {"memory": self.memory}
+        self.learner_step = functools.partial(learner.step, **config.learner_settings(), **memory)
         self.lr_at = functools.partial(
-            lr_at, lr=config.lr, schedule=config.schedule, total_steps=config.total_steps,
+            lr_at, lr=config.lr, schedule=config.schedule, total_steps=config.generation_steps,
             warmup_steps=config.warmup_steps, warmup_factor=config.warmup_factor,
             warmup_shape=config.warmup_shape, milestones=config.milestones, lr_decay=config.lr_decay,
             cosine_ratio=config.cosine_ratio,
@@ -175,7 +228,8 @@ class Training:
         return self.net if self.ema is None else self.ema.model
 
     def step(self, batch, t):
-        """Take optimizer step `t` (from 0) on a `Batch`; return the method's `StepOutput`."""
+        """Take optimizer step `t` (from 0) of the run on a `Batch`; return the method's `StepOutput`."""
+        t %= self.generation_steps
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(t)
         self.net.train()
@@ -199,18 +253,21 @@ class Training:
         return {
             "step": step, "seconds": seconds, "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.model.state_dict(), "rebalance": self.rebalance.state_dict(),
+            "memory": None if self.memory is None else self.memory.state_dict(),
         }
 
     def restore(self, state):
-        """Take over a checkpoint's state, if there is one; return the steps done and the seconds they took."""
+        """Take over a checkpoint's state, if there is one; return the seconds that its steps took."""
         if state is None:
-            return 0, 0.0
+            return 0.0
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rebalance.load_state_dict(state["rebalance"])
         if self.ema is not None:
             self.ema.model.load_state_dict(state["ema"])
-        return state["step"], state["seconds"]
+        if self.memory is not None:
+            self.memory.load_state_dict(state["memory"])
+        return state["seconds"]
 
     def save_network(self, path, data, resolution):
         """Write the evaluated network as ``model.safetensors``, and how to rebuild and feed it as ``model.json``."""
@@ -219,6 +276,8 @@ class Training:
         write_json(path / "model.json", {
             "network": "WideResNet", "depth": len(self.net.units[0]) * 6 + 4, "width": self.net.feat_dim // 64,
             "n_classes": data.n_classes, "in_channels": data.x_train.shape[1], "precision": self.net.precision,
+            "heads": {name: head.out_features for name, head in self.net.heads.items()},
+            "predictor": self.net.predictor,
             "class_names": data.class_names, "mean": data.mean, "std": data.std, "resolution": resolution,
             "evaluated": "student" if self.ema is None else "ema",
         })
@@ -265,7 +324,7 @@ class Window:
 
 def write_events(events, record):
     """Write one line of ``metrics.jsonl`` to TensorBoard."""
-    flat = {name: value for name, value in record.items() if name not in ("step", "losses")}
+    flat = {name: value for name, value in record.items() if name not in ("step", "losses", "unlabeled_estimate")}
     flat |= {f"loss/{name}": value for name, value in record["losses"].items()}
     for name, value in flat.items():
         if value is not None:

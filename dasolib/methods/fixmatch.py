@@ -3,7 +3,6 @@
 from dasolib.losses import cross_entropy
 from dasolib.methods.step import StepOutput
 from dasolib.models import forward_views
-from dasolib.pseudo_labels import confident_labels
 
 VIEWS = {"weak": "weak", "strong": "strong"}
 
@@ -29,10 +28,11 @@ def step(net, ema, batch, rebalance, *, t, threshold, lambda_u):
     """
     rebalance.see_labeled(net, ema, batch.x, batch.y)
     labeled, weak, strong = forward_views(net, batch.x, batch.views["weak"], batch.views["strong"])
-    labels = rebalance.refine(weak.logits.detach().softmax(dim=-1), weak.feats.detach(), t)
-    target, mask = confident_labels(labels.final, threshold)
+    labels = rebalance.refine(weak.logits.detach().softmax(dim=-1), weak.feats.detach(), batch.index, t)
+    target, mask, row_weight = rebalance.confident(labels.final, threshold)
+    views = {"labeled": labeled, "weak": weak, "strong": strong}
     losses = {
         "labeled": rebalance.labeled_loss(labeled.logits, batch.y, t),
-        "unlabeled": lambda_u * cross_entropy(strong.logits, target, row_weight=mask),
-    } | rebalance.extra_losses(labels, strong.feats, t)
-    return StepOutput(losses, {"labeled": labeled, "weak": weak, "strong": strong}, labels, mask)
+        "unlabeled": lambda_u * cross_entropy(strong.logits, target, row_weight=row_weight),
+    } | rebalance.extra_losses(net, batch, views, labels, t)
+    return StepOutput(losses, views, labels, mask)

@@ -3,8 +3,6 @@
 from dasolib.methods.step import StepOutput
 from dasolib.models import forward_views
 
-VIEWS = {}  # no unlabeled images
-
 
 def step(net, ema, batch, rebalance, *, t):
     """Cross-entropy on the labeled images, or what the re-balancing methods put in its place.

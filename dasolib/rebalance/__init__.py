@@ -8,62 +8,198 @@ from torch import nn
 
 from dasolib.losses import cross_entropy
 from dasolib.methods import LEARNERS
-from dasolib.pseudo_labels import PseudoLabels
+from dasolib.pseudo_labels import PseudoLabels, confident_labels, sharpen
+from dasolib.rebalance import abc
+from dasolib.rebalance.boss import Boss
+from dasolib.rebalance.crest import Crest, progressive_temperature
+from dasolib.rebalance.darp import Darp
 from dasolib.rebalance.daso import Daso, daso_queue_sizes
+from dasolib.rebalance.distribution_alignment import DistributionAlignment
 from dasolib.rebalance.logit_adjustment import LogitAdjustment
+from dasolib.rebalance.part import Part
 from dasolib.rebalance.reweighting import ClassBalanced, LdamDrw
+
+# A set has at most one method of each role; the text says why.
+ROLES = {
+    "labeled_loss": "both decide what is learned from the labeled images; choose one",
+    "alignment": "both align the pseudo-labels with a class distribution; choose one",
+    "pseudo_labels": "both correct the pseudo-labels; choose one",
+    "heads": "nobody has said what becomes of the second head when CReST starts a generation; choose one",
+}
 
 
 @dataclass(frozen=True)
 class Rebalancer:
     """A line of the table."""
 
-    build: Callable  # (counts (K,), feat_dim, **settings) -> Part
-    settings: tuple[str, ...]  # fields of the configuration that `build` takes
+    build: Callable  # (population, feat_dim, **settings) -> Part
     learners: frozenset[str]  # the base learners it can be put on
     refusal: str  # why not on the others
-    role: str  # a set has at most one method of each role
+    roles: tuple[str, ...]  # keys of `ROLES`
+    settings: tuple[str, ...] = ()  # fields of the configuration that `build` takes
+    draw: Callable | None = None  # (n_labeled, n_unlabeled, *, generator) -> further draws of a batch
+    head: str | None = None  # a further head of the network with K outputs, which then predicts
+    needs: tuple[str, ...] = ()  # of NEEDS: what a run must be given, or does otherwise
+
+
+# What a line may need of the trainer.
+NEEDS = {
+    "source": "starts from the trained network of another run, of which only the head is trained",
+    "class_aware": "samples the labeled images with class-balanced weights",
+    "unlabeled_counts": "aims at the class counts of the unlabeled images, hidden, known or estimated",
+    "generations": "starts afresh several times",
+}
+
+SEMI_SUPERVISED = frozenset(name for name, learner in LEARNERS.items() if learner.views)
+TRAINED = frozenset(LEARNERS) - {"distribution_estimate"}
+NO_LABELS = "it corrects pseudo-labels, and there are none"
+PLAIN_ESTIMATE = "the estimate comes from plain supervised training"
+CREST_SETTINGS = ("n_generations", "crest_alpha")
+
+
+def _build_crest_plus(population, feat_dim, n_generations, crest_alpha, crest_t_min, alignment_window):
+    temperature = progressive_temperature(population.generation, n_generations, crest_t_min)
+    alignment = DistributionAlignment(population.labeled, temperature=temperature, window=alignment_window)
+    return Crest(population.labeled, alpha=crest_alpha, alignment=alignment)
 
 
 REBALANCERS = {
     "la": Rebalancer(
-        lambda counts, feat_dim, la_tau: LogitAdjustment(counts, tau=la_tau),
+        lambda population, feat_dim, la_tau: LogitAdjustment(population.current, tau=la_tau),
         settings=("la_tau",),
-        learners=frozenset({"supervised", "fixmatch"}),
-        refusal="",
-        role="the labeled loss",
+        learners=TRAINED,
+        refusal=PLAIN_ESTIMATE,
+        roles=("labeled_loss",),
     ),
     "cb": Rebalancer(
-        lambda counts, feat_dim, cb_beta, reweight_warmup_steps: ClassBalanced(
-            counts, beta=cb_beta, warmup_steps=reweight_warmup_steps
+        lambda population, feat_dim, cb_beta, reweight_warmup_steps: ClassBalanced(
+            population.labeled, beta=cb_beta, warmup_steps=reweight_warmup_steps
         ),
         settings=("cb_beta", "reweight_warmup_steps"),
-        learners=frozenset({"supervised", "fixmatch"}),
-        refusal="",
-        role="the labeled loss",
+        learners=TRAINED,
+        refusal=PLAIN_ESTIMATE,
+        roles=("labeled_loss",),
     ),
     "ldam_drw": Rebalancer(
-        lambda counts, feat_dim, cb_beta, reweight_warmup_steps, ldam_max_margin, ldam_scale: LdamDrw(
-            counts, beta=cb_beta, warmup_steps=reweight_warmup_steps, max_margin=ldam_max_margin, scale=ldam_scale
+        lambda population, feat_dim, cb_beta, reweight_warmup_steps, ldam_max_margin, ldam_scale: LdamDrw(
+            population.labeled, beta=cb_beta, warmup_steps=reweight_warmup_steps, max_margin=ldam_max_margin,
+            scale=ldam_scale,
         ),
         settings=("cb_beta", "reweight_warmup_steps", "ldam_max_margin", "ldam_scale"),
         learners=frozenset({"supervised"}),
         refusal="its scaled logits would make every pseudo-label of a semi-supervised method look confident",
-        role="the labeled loss",
+        roles=("labeled_loss",),
+    ),
+    "crt": Rebalancer(
+        lambda population, feat_dim: Part(),  # nothing of it happens within a step
+        learners=frozenset({"supervised"}),
+        refusal="it trains a new head on labeled images alone; name a run of this method as source instead",
+        roles=("labeled_loss",),
+        needs=("source", "class_aware"),
+    ),
+    "distribution_alignment": Rebalancer(
+        lambda population, feat_dim, alignment_temperature, alignment_window: DistributionAlignment(
+            population.labeled if population.unlabeled is None else population.unlabeled,
+            temperature=alignment_temperature, window=alignment_window,
+        ),
+        settings=("alignment_temperature", "alignment_window"),
+        learners=frozenset({"fixmatch"}),
+        refusal="it is made for FixMatch here; ReMixMatch has it as its own setting, alignment",
+        roles=("alignment",),
+    ),
+    "darp": Rebalancer(
+        lambda population, feat_dim, darp_warmup_steps, darp_period, darp_alpha: Darp(
+            population.unlabeled, population.n_unlabeled, warmup_steps=darp_warmup_steps, period=darp_period,
+            alpha=darp_alpha,
+        ),
+        settings=("darp_warmup_steps", "darp_period", "darp_alpha"),
+        learners=frozenset({"fixmatch", "remixmatch"}),
+        refusal="its authors put it on FixMatch and ReMixMatch",
+        roles=("pseudo_labels",),
+        needs=("unlabeled_counts",),
     ),
     "daso": Rebalancer(
-        lambda counts, feat_dim, queue_size, queue_sizing, **settings: Daso(
-            feat_dim, daso_queue_sizes(counts.tolist(), queue_size, queue_sizing), **settings
+        lambda population, feat_dim, queue_size, queue_sizing, **settings: Daso(
+            feat_dim, daso_queue_sizes(population.labeled.tolist(), queue_size, queue_sizing), **settings
         ),
         settings=(
             "queue_size", "queue_sizing", "pretrain_steps", "refresh_steps", "dist_temperature", "proto_temperature",
             "fixed_blend", "lambda_align", "prototypes_from", "ema_train_mode", "total_steps",
         ),
+        learners=frozenset({"fixmatch", "remixmatch", "mixmatch", "mean_teacher"}),
+        refusal="its authors put it on FixMatch, ReMixMatch, MixMatch and Mean Teacher",
+        roles=("pseudo_labels",),
+    ),
+    "crest": Rebalancer(
+        lambda population, feat_dim, n_generations, crest_alpha: Crest(population.labeled, alpha=crest_alpha),
+        settings=CREST_SETTINGS,
+        learners=frozenset({"fixmatch", "remixmatch"}),
+        refusal="its authors put it on FixMatch and ReMixMatch",
+        roles=("pseudo_labels", "heads"),
+        needs=("generations",),
+    ),
+    "crest_plus": Rebalancer(
+        _build_crest_plus,
+        settings=(*CREST_SETTINGS, "crest_t_min", "alignment_window"),
+        learners=frozenset({"fixmatch", "remixmatch"}),
+        refusal="its authors put it on FixMatch and ReMixMatch",
+        roles=("pseudo_labels", "heads", "alignment"),
+        needs=("generations",),
+    ),
+    "boss": Rebalancer(
+        lambda population, feat_dim, boss_drop: Boss(drop=boss_drop),
+        settings=("boss_drop",),
         learners=frozenset({"fixmatch"}),
-        refusal="it blends pseudo-labels, and there are none",
-        role="the pseudo-labels",
+        refusal="it changes the confidence threshold of FixMatch",
+        roles=("pseudo_labels",),
+    ),
+    "abc": Rebalancer(
+        lambda population, feat_dim, threshold, abc_epoch_steps, abc_epochs: abc.Abc(
+            population.labeled, threshold=threshold, epoch_steps=abc_epoch_steps, n_epochs=abc_epochs
+        ),
+        settings=("threshold", "abc_epoch_steps", "abc_epochs"),
+        learners=frozenset({"fixmatch"}),
+        refusal="its losses are those of FixMatch's weak and strong view",
+        roles=("heads",),
+        draw=abc.draw,
+        head=abc.HEAD,
     ),
 }
+
+
+def register(name, build, *, learners, role="pseudo_labels"):
+    """Add a re-balancing method of your own to the table, for this process.
+
+    Parameters
+    ----------
+    name : str
+        What ``rebalance`` calls it; an own method of the same name is replaced.
+    build : callable
+        ``build(population, feat_dim) -> Part``, with `dasolib.rebalance.part.Population` and the length of a feature.
+    learners : iterable of str
+        The base learners it can be put on.
+    role : str
+        It cannot be combined with another method of the same role, see `ROLES`.
+
+    Raises
+    ------
+    ValueError
+        If the name is that of a built-in method, or no name, or a base learner or the role is unknown.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"name={name!r}: must be letters, digits and underscores, as a Python name")
+    if name in BUILT_IN:
+        raise ValueError(f"name={name!r} is a built-in method; choose another name than {', '.join(BUILT_IN)}")
+    for learner in learners:
+        if learner not in LEARNERS:
+            raise ValueError(f"learners={learner!r}: choose from {', '.join(LEARNERS)}")
+    if role not in ROLES:
+        raise ValueError(f"role={role!r}: choose one of {', '.join(ROLES)}")
+    REBALANCERS[name] = Rebalancer(build, learners=frozenset(learners), roles=(role,),
+                                   refusal=f"it was registered for {', '.join(learners)}")
+
+
+BUILT_IN = tuple(REBALANCERS)
 
 
 def parse_rebalance(text):
@@ -103,9 +239,9 @@ def check_combination(method, rebalance):
     Examples
     --------
     >>> check_combination("fixmatch", ("la", "daso"))
-    >>> check_combination("supervised", ("daso",))
+    >>> check_combination("fixmatch", ("darp", "daso"))
     Traceback (most recent call last):
-    ValueError: method='supervised' with rebalance='daso': it blends pseudo-labels, and there are none
+    ValueError: rebalance='darp,daso': both correct the pseudo-labels; choose one
     """
     if not isinstance(method, str) or method not in LEARNERS:
         raise ValueError(f"method={method!r}: choose one of {', '.join(LEARNERS)}")
@@ -113,10 +249,12 @@ def check_combination(method, rebalance):
     for name in rebalance:
         line = REBALANCERS[name]
         if method not in line.learners:
-            raise ValueError(f"method={method!r} with rebalance={name!r}: {line.refusal}")
-        if line.role in taken:
-            raise ValueError(f"rebalance='{taken[line.role]},{name}': both correct {line.role}; choose one")
-        taken[line.role] = name
+            reason = NO_LABELS if "pseudo_labels" in line.roles and method not in SEMI_SUPERVISED else line.refusal
+            raise ValueError(f"method={method!r} with rebalance={name!r}: {reason}")
+        for role in line.roles:
+            if role in taken:
+                raise ValueError(f"rebalance='{taken[role]},{name}': {ROLES[role]}")
+            taken[role] = name
 
 
 class Rebalance(nn.Module):
@@ -132,8 +270,13 @@ class Rebalance(nn.Module):
         super().__init__()
         self.parts = nn.ModuleDict(parts)
 
+    @property
+    def uses_feats(self):
+        """Whether a method works on features, so that the step must provide them."""
+        return any(part.uses_feats for part in self.parts.values())
+
     def labeled_loss(self, logits, target, t):
-        """Loss of labeled logits (n, K) and classes (n,): cross-entropy, unless a method replaces it."""
+        """Loss of labeled logits (n, K) and classes (n,) or probabilities (n, K): cross-entropy unless replaced."""
         logits = self.adjust_labeled(logits)
         for part in self.parts.values():
             loss = part.labeled_loss(logits, target, t)
@@ -152,19 +295,56 @@ class Rebalance(nn.Module):
         for part in self.parts.values():
             part.see_labeled(net, ema, x, y)
 
-    @torch.no_grad()
-    def refine(self, probs, feats, t):
-        """`PseudoLabels` from the head's probabilities (n, K) and the features (n, feat_dim) of the same view."""
-        labels = PseudoLabels(linear=probs, semantic=None, final=probs)
+    def see_feats(self, feats, y):
+        """Show labeled features and their classes, where the base learner's own pass gives them."""
         for part in self.parts.values():
-            labels = part.refine(labels, feats, t)
+            part.see_feats(feats, y)
+
+    @torch.no_grad()
+    def refine(self, probs, feats, index, t, *, temperature=1, update=True):
+        """Turn the head's probabilities into pseudo-labels: aligned, sharpened, then refined.
+
+        Parameters
+        ----------
+        probs : Tensor of shape (n, K)
+        feats : Tensor of shape (n, feat_dim)
+            Of the same view.
+        index : Tensor of shape (n,)
+            Which of the run's unlabeled images they are.
+        t : int
+            The step, from 0.
+        temperature : float
+            Of the sharpening; 1 for a base learner without.
+        update : bool
+            False in an evaluation: no state changes.
+
+        Returns
+        -------
+        PseudoLabels
+            ``linear`` is sharpened but not aligned.
+        """
+        final = probs
+        for part in self.parts.values():
+            final = part.align(final, update=update)
+        labels = PseudoLabels(linear=sharpen(probs, temperature), semantic=None, final=sharpen(final, temperature))
+        for part in self.parts.values():
+            labels = part.refine(labels, feats, index, t, update=update)
         return labels
 
-    def extra_losses(self, labels, strong_feats, t):
+    def confident(self, probs, threshold):
+        """Class, mask and weight in the loss, (n,) each, of final pseudo-labels (n, K)."""
+        for part in self.parts.values():
+            chosen = part.confident(probs, threshold)
+            if chosen is not None:
+                return chosen
+        target, mask = confident_labels(probs, threshold)
+        return target, mask, mask
+
+    def extra_losses(self, net, batch, views, labels, t):
         """Further loss terms of the methods, by name."""
         losses = {}
         for part in self.parts.values():
-            losses |= part.extra_losses(labels, strong_feats, t)
+            losses |= part.extra_losses(net, batch, views, labels, t)
         return losses
 
     def end_step(self, labels, t):
@@ -172,20 +352,32 @@ class Rebalance(nn.Module):
         for part in self.parts.values():
             part.end_step(labels, t)
 
+    def select(self, probs):
+        """Rows and classes of the unlabeled images that the next generation has labels for; (U, K) probabilities."""
+        for part in self.parts.values():
+            selected = part.select(probs)
+            if selected is not None:
+                return selected
+        raise ValueError(f"no method of {', '.join(self.parts) or 'none'} selects images for a next generation")
 
-def build_rebalance(config, counts, feat_dim):
+    def carry_over(self, old):
+        """Take over from the `Rebalance` of the last generation what does not start afresh."""
+        for name, part in self.parts.items():
+            part.carry_over(old.parts[name])
+
+
+def build_rebalance(config, population, feat_dim):
     """Build the `Rebalance` of a configuration.
 
     Parameters
     ----------
     config : dasolib.config.Config
-    counts : Tensor of shape (K,)
-        Labeled images of each class.
+    population : dasolib.rebalance.part.Population
     feat_dim : int
         Length of the encoder's features.
     """
     parts = {}
-    for name in config.rebalance:
+    for name in config.parts():
         settings = {field: getattr(config, field) for field in REBALANCERS[name].settings}
-        parts[name] = REBALANCERS[name].build(counts, feat_dim, **settings)
+        parts[name] = REBALANCERS[name].build(population, feat_dim, **settings)
     return Rebalance(parts)

@@ -4,7 +4,7 @@ import torch
 
 from dasolib.losses import cross_entropy
 from dasolib.prototypes import PrototypeBank
-from dasolib.pseudo_labels import PseudoLabels, blend, blend_weights, count_classes, semantic_logits
+from dasolib.pseudo_labels import blend, blend_weights, count_classes, semantic_logits
 from dasolib.rebalance.part import Part
 
 
@@ -66,6 +66,8 @@ class Daso(Part):
     ``lib/models/daso_model.py``.
     """
 
+    uses_feats = True
+
     def __init__(self, feat_dim, queue_sizes, *, pretrain_steps, proto_temperature, dist_temperature, refresh_steps,
                  total_steps, fixed_blend, lambda_align, prototypes_from, ema_train_mode):
         super().__init__()
@@ -86,14 +88,20 @@ class Daso(Part):
     def see_labeled(self, net, ema, x, y):
         """Queue the features of the labeled images and renew the prototypes."""
         encoder = net if self.prototypes_from == "student" else ema.model.train(self.ema_train_mode)
-        self.bank.push(encoder.features(x), y)
+        self.see_feats(encoder.features(x), y)
 
-    def refine(self, labels, feats, t):
+    def see_feats(self, feats, y):
+        """Queue labeled features (B, feat_dim) and renew the prototypes."""
+        self.bank.push(feats, y)
+
+    def refine(self, labels, feats, index, t, *, update=True):
         """Blend the semantic pseudo-labels of weak features (n, feat_dim) into `labels`, from step P on."""
         if t < self.pretrain_steps:
             return labels
         semantic = semantic_logits(feats, self.bank.prototypes, self.proto_temperature).softmax(dim=-1)
-        return PseudoLabels(labels.linear, semantic, blend(labels.final, semantic, self.blend_weight()))
+        weight = self.blend_weight()
+        final = blend(labels.final, semantic, weight)
+        return labels._replace(semantic=semantic, final=final, blend_weight=weight)
 
     def blend_weight(self):
         """Share of the semantic label: a float, or a tensor (K,) by predicted class."""
@@ -101,11 +109,11 @@ class Daso(Part):
             return self.fixed_blend
         return blend_weights(self.class_freq.to(self.bank.prototypes.dtype), self.dist_temperature)
 
-    def extra_losses(self, labels, strong_feats, t):
+    def extra_losses(self, net, batch, views, labels, t):
         """Semantic alignment: the strong view's similarities shall agree with the weak view's semantic label."""
         if t < self.pretrain_steps or self.lambda_align == 0:
             return {}
-        strong = semantic_logits(strong_feats, self.bank.prototypes, self.proto_temperature)
+        strong = semantic_logits(views["strong"].feats, self.bank.prototypes, self.proto_temperature)
         return {"semantic_alignment": self.lambda_align * cross_entropy(strong, labels.semantic)}
 
     def end_step(self, labels, t):

@@ -19,7 +19,7 @@ class LogitAdjustment(Part):
     Parameters
     ----------
     counts : Tensor of shape (K,)
-        Labeled images of each class, > 0.
+        Labeled images of each class, > 0, those that CReST has added among them.
     tau : float
         Strength; 0 is the base learner, 1 the paper's setting.
 

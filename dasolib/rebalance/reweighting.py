@@ -27,10 +27,15 @@ class ClassBalanced(Part):
         self.register_buffer("weights", class_balanced_weights(counts, beta), persistent=False)
 
     def labeled_loss(self, logits, target, t):
-        """Weighted cross-entropy of logits (n, K) and classes (n,), or None while the warm-up lasts."""
+        """Weighted cross-entropy of logits (n, K), or None while the warm-up lasts.
+
+        A row whose target is a mixture of classes (n, K) gets the same mixture of their weights; the published
+        implementation of DASO ignores the weights there.
+        """
         if t + 1 < self.warmup_steps:
             return None
-        return cross_entropy(logits, target, row_weight=self.weights[target])
+        row_weight = self.weights[target] if target.ndim == 1 else target @ self.weights
+        return cross_entropy(logits, target, row_weight=row_weight)
 
 
 class LdamDrw(Part):

@@ -1,0 +1,61 @@
+"""USADTM: the nearest class prototype is the target, and the predictions for three views shall agree."""
+
+import torch
+
+from dasolib.losses import cross_entropy, mutual_information_triplet_loss
+from dasolib.methods.step import StepOutput
+from dasolib.models import forward_views
+from dasolib.prototypes import PrototypeBank
+from dasolib.pseudo_labels import PseudoLabels, confident_labels, semantic_logits
+
+VIEWS = {"identity": "plain", "weak": "weak", "strong": "strong"}
+QUEUE_RATIO = 5  # labeled features kept of each class, as a multiple of its images
+
+
+def build_memory(counts, feat_dim):
+    """Queues of the labeled features and their prototypes, for labeled class counts (K,)."""
+    return PrototypeBank([QUEUE_RATIO * n for n in counts.tolist()], feat_dim)
+
+
+def step(net, ema, batch, rebalance, *, t, memory, pretrain_steps, similarity_threshold, lambda_u, lambda_mi):
+    """One USADTM step.
+
+    Parameters
+    ----------
+    memory : PrototypeBank
+        From `build_memory`; takes the network's own labeled features.
+    pretrain_steps : int
+        Pseudo-labels count from this step on; 500 in the published implementation of DASO.
+    similarity_threshold : float
+        Pseudo-labels of at least this cosine similarity count, in [-1, 1]; .85 in the same.
+    lambda_u, lambda_mi : float
+        Weights of the unlabeled loss and of the mutual-information loss, which acts from the first step on; 1 and .1.
+
+    Notes
+    -----
+    The other arguments and the result are as `dasolib.methods.step` describes. A label also counts only if the nearest
+    prototype in Euclidean distance is of the same class. As probabilities the labels are the softmax of the
+    similarities, of which only the order matters.
+
+    References
+    ----------
+    Han et al., "Unsupervised Semantic Aggregation and Deformable Template Matching for Semi-Supervised Learning",
+    NeurIPS 2020; as in ytaek-oh/daso@3541a6c, ``lib/models/usadtm_model.py``.
+    """
+    labeled, identity, weak, strong = forward_views(net, batch.x, *batch.views.values())
+    memory.push(labeled.feats.detach(), batch.y)
+    feats = weak.feats.detach()
+    similarity = semantic_logits(feats, memory.prototypes, 1.0)
+    semantic = similarity.softmax(dim=-1)
+    labels = PseudoLabels(weak.logits.detach().softmax(dim=-1), semantic, semantic)
+
+    target, is_similar = confident_labels(similarity, similarity_threshold)
+    is_nearest = torch.cdist(feats, memory.prototypes).argmin(dim=-1) == target
+    mask = is_similar * is_nearest * (t >= pretrain_steps)
+    probs = (view.logits.softmax(dim=-1) for view in (identity, weak, strong))
+    losses = {
+        "labeled": rebalance.labeled_loss(labeled.logits, batch.y, t),
+        "unlabeled": lambda_u * cross_entropy(strong.logits, target, row_weight=mask),
+        "mutual_information": lambda_mi * mutual_information_triplet_loss(*probs),
+    }
+    return StepOutput(losses, {"labeled": labeled, "identity": identity, "weak": weak, "strong": strong}, labels, mask)

@@ -1,0 +1,73 @@
+"""ABC: a second, balanced classifier on the same features, which is the one that predicts."""
+
+import torch
+
+from dasolib.losses import cross_entropy
+from dasolib.pseudo_labels import blend, confident_labels
+from dasolib.rebalance.part import Part
+
+HEAD = "balanced"
+
+
+def draw(n_labeled, n_unlabeled, *, generator):
+    """Draw uniform numbers in [0, 1) for each image: it is kept where they are below its probability."""
+    return {"keep_labeled": torch.rand(n_labeled, generator=generator),
+            "keep_unlabeled": torch.rand(n_unlabeled, generator=generator)}
+
+
+class Abc(Part):
+    """Auxiliary balanced classifier.
+
+    Parameters
+    ----------
+    counts : Tensor of shape (K,)
+        Labeled images of each class, > 0.
+    threshold : float
+        Targets of at least this confidence count.
+    epoch_steps, n_epochs : int, float
+        The unlabeled images' probability of being kept falls by ``1 / n_epochs`` of its way every `epoch_steps` steps;
+        500 and T / 500 in the published implementation.
+
+    References
+    ----------
+    Lee, Shin and Kim, "ABC: Auxiliary Balanced Classifier for Class-imbalanced Semi-supervised Learning", NeurIPS
+    2021, section 3; with DASO as in ytaek-oh/daso@3541a6c, ``lib/models/daso_model.py``.
+    """
+
+    def __init__(self, counts, *, threshold, epoch_steps, n_epochs):
+        super().__init__()
+        self.threshold = threshold
+        self.epoch_steps = epoch_steps
+        self.n_epochs = n_epochs
+        self.register_buffer("labeled_share", counts.min() / counts, persistent=False)
+
+    def unlabeled_share(self, t):
+        """Probability (K,) that an image of predicted class k is kept in step `t`."""
+        passed = t // self.epoch_steps / self.n_epochs
+        return 1 - passed * (1 - self.labeled_share)
+
+    @torch.no_grad()
+    def target(self, logits, labels):
+        """Probabilities (n, K) of the weak view's logits, blended with the semantic ones where DASO gives these.
+
+        Parameters
+        ----------
+        logits : Tensor of shape (n, K)
+            Of the balanced head.
+        labels : dasolib.pseudo_labels.PseudoLabels
+            Of the same images.
+        """
+        probs = logits.softmax(dim=-1)
+        return probs if labels.semantic is None else blend(probs, labels.semantic, labels.blend_weight)
+
+    def extra_losses(self, net, batch, views, labels, t):
+        """Cross-entropy of the balanced head on the labeled rows that are kept, and on the confident unlabeled ones."""
+        labeled, weak, strong = (net.heads[HEAD](views[name].feats) for name in ("labeled", "weak", "strong"))
+        keep = (batch.draws["keep_labeled"] < self.labeled_share[batch.y]).to(labeled.dtype)
+        target = self.target(weak.detach(), labels)
+        predicted, mask = confident_labels(target, self.threshold)
+        mask = mask * (batch.draws["keep_unlabeled"] < self.unlabeled_share(t)[predicted])
+        return {
+            "auxiliary_labeled": cross_entropy(labeled, batch.y, row_weight=keep),
+            "auxiliary_unlabeled": cross_entropy(strong, target, row_weight=mask),
+        }
