@@ -84,15 +84,13 @@ def estimate_unlabeled_counts(probs_held_out, target, probs_unlabeled, *, max_co
     return Estimate(counts, accepted, confusion_sum, predicted_mass, condition_number)
 
 
-def average_estimates(estimates):
-    """Mean (K,) of the accepted ones among a list of `Estimate`; None if there is none.
+def average_estimates(counts):
+    """Mean over the accepted ones of a list of estimated counts (K,), with None for one that is not; None without any.
 
     Examples
     --------
-    >>> right = estimate_unlabeled_counts([[1.0, 0.0], [0.0, 1.0]], [0, 1], [[0.25, 0.75]] * 8)
-    >>> useless = estimate_unlabeled_counts([[0.5, 0.5], [0.5, 0.5]], [0, 1], [[0.25, 0.75]] * 8)
-    >>> average_estimates([right, useless]), average_estimates([useless])
-    (array([2., 6.]), None)
+    >>> average_estimates([[2.0, 6.0], None, [4.0, 4.0]]), average_estimates([None])
+    ([3.0, 5.0], None)
     """
-    accepted = [estimate.counts for estimate in estimates if estimate.accepted]
-    return np.mean(accepted, axis=0) if accepted else None
+    accepted = [estimate for estimate in counts if estimate is not None]
+    return np.mean(accepted, axis=0).tolist() if accepted else None

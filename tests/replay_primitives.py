@@ -16,7 +16,9 @@ import torch
 
 from dasolib import augment, losses
 from dasolib.ema import ema_decay
+from dasolib.estimate import estimate_unlabeled_counts
 from dasolib.models import WideResNet
+from dasolib.rebalance import darp
 from dasolib.schedules import lr_at, ramp_up
 from dasolib.splits import (
     class_aware_weights,
@@ -46,6 +48,10 @@ NOT_OUTPUTS = {
     ],
     "wrn": ["config", "x", "y"],
     "randaugment": ["config", "images", "levels", "image_test_index", "cutout/centres_xy"],
+    "darp": ["config", r"setting\d+/(probability|target_counts)"],
+    "darp_estimate": [
+        "config", r"setting\d+/(validation_probability|validation_label|unlabeled_probability|unlabeled_true_counts)",
+    ],
 }
 # An array that only a recording of this kind has, for files under another name.
 TELLTALE = {
@@ -54,6 +60,8 @@ TELLTALE = {
     "losses": "ldam/margins",
     "wrn": "eval/features",
     "randaugment": "auto_contrast",
+    "darp": "setting0/scaled_probability",
+    "darp_estimate": "setting0/confusion_sum",
 }
 
 
@@ -110,6 +118,7 @@ def compare(name, got, recorded, *, scale=None, tolerance=None, note=""):
 
 def _kind(path, z):
     by_name = [kind for kind in REPLAYS if re.match(rf"{kind}(\W|_|\d|$)", path.stem)]
+    by_name = sorted(by_name, key=len)[-1:]  # one name may begin another: darp_estimate is no darp
     kinds = by_name or [kind for kind, name in TELLTALE.items() if name in z]
     if len(kinds) != 1:
         raise ValueError(f"{path} is no recording of one of {', '.join(REPLAYS)}; its arrays begin with {list(z)[:3]}")
@@ -487,10 +496,49 @@ def _pixel_row(name, got, recorded, *, allowed=0.0):
     return Row(name, float(n_differing), allowed * differences.size, note)
 
 
+# DARP
+
+
+def replay_darp(z, folder):
+    """Refinement of a whole table, with what it goes through."""
+    for setting in json.loads(str(z["config"])):
+        key = f"setting{setting['setting']}"
+        probs, target_counts = _as_float64(z[f"{key}/probability"]), _as_float64(z[f"{key}/target_counts"])
+        kept = darp.keep_largest(probs, (setting["alpha"] * target_counts).long())
+        refined = darp.refine_to_counts(
+            probs, target_counts, alpha=setting["alpha"], iterations=setting["iterations"],
+            newton_iterations=setting["newton_max_iterations"], newton_tolerance=setting["newton_tolerance"],
+        )  # fmt: skip
+        got = {
+            "selected_mask": kept,
+            "class_weight": darp.class_scale(probs, kept, target_counts),
+            "scaled_probability": darp.scale_to_counts(probs, target_counts, alpha=setting["alpha"]),
+            "refined": refined,
+            "refined_column_sums": refined.sum(dim=0),
+        }
+        for name, value in got.items():
+            yield compare(f"{key}/{name}", value, z[f"{key}/{name}"])
+
+
+def replay_darp_estimate(z, folder):
+    """Class counts of unlabeled images from the confusion on held-out ones."""
+    recorded_as = {"counts": "estimated_counts"}
+    for setting in json.loads(str(z["config"])):
+        key = f"setting{setting['setting']}"
+        names = ("validation_probability", "validation_label", "unlabeled_probability")
+        inputs = (z[f"{key}/{name}"] for name in names)
+        estimate = estimate_unlabeled_counts(*inputs, max_condition=setting["condition_threshold"])
+        for name, value in estimate._asdict().items():
+            name = f"{key}/{recorded_as.get(name, name)}"
+            yield compare(name, value, z[name])
+
+
 REPLAYS = {
     "splits": replay_splits,
     "schedules": replay_schedules,
     "losses": replay_losses,
     "wrn": replay_wrn,
     "randaugment": replay_randaugment,
+    "darp": replay_darp,
+    "darp_estimate": replay_darp_estimate,
 }

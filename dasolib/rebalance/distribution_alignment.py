@@ -27,8 +27,9 @@ class DistributionAlignment(Part):
 
     def __init__(self, counts, *, temperature, window):
         super().__init__()
-        target = (counts / counts.sum()) ** temperature
-        self.register_buffer("target", target / target.sum(), persistent=False)
+        target = (counts.double() / counts.sum()) ** temperature
+        target = (target / target.sum()).to(torch.get_default_dtype())
+        self.register_buffer("target", target, persistent=False)
         self.register_buffer("means", torch.zeros(window, len(counts)))
         self.register_buffer("n_seen", torch.zeros((), dtype=torch.int64))
 
