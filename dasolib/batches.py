@@ -131,10 +131,10 @@ class Batches:
         selected : dict of str to Tensor or None
             ``rows`` (n,) among the unlabeled images and the ``classes`` (n,) they are labeled as.
         """
-        self.selected = selected
+        self.selected, self.x, self.y = selected, self.original_x, self.original_y
         if selected is not None:
-            self.x = torch.cat([self.original_x, self.u[selected["rows"]]])
-            self.y = torch.cat([self.original_y, selected["classes"]])
+            self.x = torch.cat([self.x, self.u[selected["rows"]]])
+            self.y = torch.cat([self.y, selected["classes"]])
 
     def population(self, unlabeled_counts, generation):
         """Return the `Population` that the re-balancing methods of a generation are built for."""

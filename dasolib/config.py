@@ -14,7 +14,7 @@ from dasolib.methods import LEARNERS
 from dasolib.rebalance import REBALANCERS, check_combination, parse_rebalance
 from dasolib.schedules import SCHEDULES
 
-SCHEMA = 2  # of the run folder; raised when its files change in meaning
+SCHEMA = 1  # of the run folder; raised when its files change in meaning
 NOT_IDENTITY = ("threads", "device")  # recorded and warned about on resume, but part of neither hash nor comparison
 
 
@@ -140,8 +140,11 @@ class Config(BaseModel):
         check_combination(self.method, self.rebalance)
         if self.schedule == "multistep" and not self.milestones:
             raise ValueError("schedule='multistep' with milestones=(): give the steps at which the learning rate drops")
-        if any(not 0 <= milestone < self.total_steps for milestone in self.milestones):
-            raise ValueError(f"milestones={self.milestones} must be steps in 0..{self.total_steps - 1}")
+        if self.total_steps % self.generations:
+            raise ValueError(f"total_steps={self.total_steps} must be divisible by n_generations={self.n_generations}; "
+                             f"the next such length is {-(-self.total_steps // self.generations) * self.generations}")
+        if any(not 0 <= milestone < self.generation_steps for milestone in self.milestones):
+            raise ValueError(f"milestones={self.milestones} must be steps in 0..{self.generation_steps - 1}")
         if self.n1 is None:
             for name in ("m1", "gamma_l", "gamma_u"):
                 value = getattr(self, name)
@@ -163,9 +166,6 @@ class Config(BaseModel):
                     )
             if self.unlabeled == "uniform" and self.gamma_u != 1:
                 raise ValueError(f"gamma_u={self.gamma_u} with unlabeled='uniform': uniform means gamma_u = 1")
-        if self.total_steps % self.generations:
-            raise ValueError(f"total_steps={self.total_steps} must be divisible by n_generations={self.n_generations}; "
-                             f"the next such length is {-(-self.total_steps // self.generations) * self.generations}")
         if self._needs("source") and self.source is None:
             raise ValueError("source=None: rebalance='crt' starts from a trained network; give the folder of a "
                              "finished run as source")
@@ -188,6 +188,11 @@ class Config(BaseModel):
     def generation_steps(self):
         """Steps of a generation; without CReST those of the run."""
         return self.total_steps // self.generations
+
+    @property
+    def counts_hidden_labels(self):
+        """Whether the unlabeled classes are as imbalanced as the labeled ones: then DARP is told their counts."""
+        return self.unlabeled == "equal" and self.gamma_l == self.gamma_u
 
     def parts(self):
         """Names of the re-balancing methods that act, in table order: `rebalance`, and ReMixMatch's own alignment."""
@@ -223,6 +228,8 @@ class Config(BaseModel):
             unused["cosine_ratio"] = f"schedule={self.schedule!r} has no such ratio"
         if self.warmup_steps == 0:
             unused |= dict.fromkeys(("warmup_factor", "warmup_shape"), "there is no warm-up")
+        if self._needs("unlabeled_counts") and self.counts_hidden_labels:
+            unused["source"] = "the unlabeled classes are as imbalanced as the labeled ones: their hidden labels count"
         if self.fixed_blend is not None:
             unused["dist_temperature"] = "with a fixed_blend no histogram is used"
         if self.prototypes_from == "student":
@@ -293,7 +300,6 @@ def paper_alignment(dataset, rebalance):
 # Weight of the unlabeled loss, and the share of a training (a generation, with CReST) over which it is reached.
 LAMBDA_U = {"mean_teacher": 50.0, "mixmatch": 100.0, "remixmatch": 1.5}
 RAMP_SHARE = {"pseudo_label": 0.4, "mean_teacher": 0.4, "mixmatch": 0.016, "remixmatch": 0.016}
-N_GENERATIONS = 5
 
 
 def paper_settings(dataset, method, rebalance, total_steps):
@@ -315,7 +321,6 @@ def paper_settings(dataset, method, rebalance, total_steps):
     dict
     """
     supervised = not LEARNERS[method].views
-    generations = N_GENERATIONS if {"crest", "crest_plus"} & set(rebalance) else 1
     return {
         "resolution": None, "n1": None, "m1": None, "gamma_l": None, "n_val": 0, "labeled_indices": None,
         "unlabeled": "equal" if dataset in SPLITS else "unknown", "flip": True, "train_resolution": None,
@@ -327,13 +332,13 @@ def paper_settings(dataset, method, rebalance, total_steps):
         "milestones": (int(0.8 * total_steps), int(0.9 * total_steps)) if supervised else (),
         "lr_decay": 0.01, "cosine_ratio": 7, "ema_decay": 0.999, "ema_weight_decay": 0.0,
         "threshold": 0.95, "lambda_u": LAMBDA_U.get(method, 1.0),
-        "ramp_steps": RAMP_SHARE.get(method, 1.0) * total_steps / generations, "ramp_shape": "linear",
+        "ramp_shape": "linear",
         "sharpen_temperature": 0.5, "mixup_alpha": 0.75 if method == "remixmatch" else 0.5,
         "lambda_premixup": 0.5, "lambda_rotation": 0.5, "alignment": paper_alignment(dataset, rebalance),
         "similarity_threshold": 0.85, "lambda_mi": 0.1,
         "source": None, "alignment_window": 128, "alignment_temperature": 1.0,
         "darp_warmup_steps": int(0.4 * total_steps), "darp_period": 10, "darp_alpha": 2.0,
-        "n_generations": N_GENERATIONS, "crest_alpha": 3.0, "crest_t_min": 0.5,
+        "n_generations": 5, "crest_alpha": 3.0, "crest_t_min": 0.5,
         "abc_epoch_steps": 500, "abc_epochs": total_steps / 500, "boss_drop": 0.25,
         "la_tau": 1.0, "cb_beta": 0.999, "ldam_max_margin": 0.5, "ldam_scale": 30.0,
         "reweight_warmup_steps": int(0.8 * total_steps) if "ldam_drw" in rebalance else 0,
@@ -426,6 +431,12 @@ def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_
     if "dist_temperature" not in settings:
         relevant = (settings["unlabeled"], settings["gamma_l"], settings["gamma_u"])
         settings["dist_temperature"] = paper_dist_temperature(name, *relevant)
+    if "ramp_steps" not in settings:
+        restarts = any("generations" in REBALANCERS[part].needs for part in rebalance)
+        n_generations = settings["n_generations"] if restarts else 1
+        if not isinstance(n_generations, int) or n_generations < 1:
+            n_generations = 1  # the wrong value is refused below
+        settings["ramp_steps"] = RAMP_SHARE.get(method, 1.0) * total_steps / n_generations
     threads = threads if threads is not None else available_cores()
     try:
         config = Config(dataset=dataset, method=method, rebalance=rebalance, seed=seed, total_steps=total_steps,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from typing import NamedTuple
 
 import torch
@@ -77,7 +78,7 @@ def unlabeled_counts(config, data, hidden):
     """
     if not _needs(config, "unlabeled_counts"):
         return None
-    if config.unlabeled == "equal" and config.gamma_l == config.gamma_u:
+    if config.counts_hidden_labels:
         counts = torch.bincount(hidden.cpu(), minlength=data.n_classes).tolist()
         return UnlabeledCounts(torch.tensor(counts, dtype=torch.float64), counts)
     if config.source is not None:
@@ -94,6 +95,7 @@ def unlabeled_counts(config, data, hidden):
         raise ValueError(f"rebalance='darp' aims at the class counts of the unlabeled images, and "
                          f"unlabeled={config.unlabeled!r} does not tell them. Estimate them first:\n"
                          f"    {estimate_command(config)}\nor name the folder of such a run as source")
+    found = {folder: counts for folder, counts in found.items() if counts is not None} or found
     if len({json.dumps(counts) for counts in found.values()}) > 1:
         names = ", ".join(str(folder) for folder in found)
         raise ValueError(f"source=None: several runs estimate these class counts differently; name one of {names}")
@@ -105,11 +107,17 @@ def unlabeled_counts(config, data, hidden):
 
 
 def estimate_command(config):
-    """Return the command that makes the estimate a run of `config` needs."""
-    split = {name: getattr(config, name) for name in ("n1", "m1", "gamma_l", "gamma_u", "unlabeled")}
+    """Return the command, for a shell, that makes the estimate a run of `config` needs: its split to the last image."""
     given = {"dataset": config.dataset, "method": "distribution_estimate", "seed": config.seed}
+    split = {name: getattr(config, name) for name in ("n1", "m1", "gamma_l", "gamma_u", "unlabeled", "resolution")}
     given |= {name: value for name, value in split.items() if value is not None}
-    return "papermill notebooks/train.ipynb runs/estimate.ipynb " + " ".join(f"-p {k} {v}" for k, v in given.items())
+    more = {"settings": {"n_val": config.n_val}}
+    if config.labeled_indices is not None:
+        more["labeled_indices"] = config.labeled_indices
+    command = ["papermill", "notebooks/train.ipynb", "runs/estimate.ipynb"]
+    for name, value in given.items():
+        command += ["-p", name, str(value)]
+    return shlex.join([*command, "-y", json.dumps(more)])  # JSON is YAML
 
 
 def _needs(config, what):
@@ -134,9 +142,9 @@ def _check_same(folder, record, config, data, names):
 
 def _estimate_runs(config, data):
     wanted = config.model_dump(mode="json") | {"data_sha256": data.fingerprint}
-    for file in sorted((project_root() / "runs").glob("**/result.json")):
-        record = json.loads((file.parent / "config.json").read_text())
-        is_estimate = record["method"] == "distribution_estimate"
+    for file in sorted((project_root() / "runs").glob("**/config.json")):
+        record = json.loads(file.read_text())
+        is_estimate = record.get("method") == "distribution_estimate" and (file.parent / "result.json").exists()
         if is_estimate and all(record.get(name) == wanted[name] for name in SAME_SPLIT):
             yield file.parent
 

@@ -9,6 +9,7 @@ import torch
 from dasolib import augment
 from dasolib.batches import Batches, make_split
 from dasolib.data import ImageData
+from dasolib.seeds import host_generator
 from tests.tiny import tiny_config
 
 K, SIDE, N_TRAIN = 4, 12, 40
@@ -75,7 +76,7 @@ def test_all_views_show_the_same_images_in_the_same_order():
 
 
 def test_an_epoch_shows_every_image_once():
-    batches = make_batches(batch_size=3, mu=4)
+    batches = make_batches(batch_size=3, mu=4, total_steps=9)
     n_x, n_u = len(batches.x), len(batches.u)
     seen_x = torch.cat([pixel(batches.at(t)[0].x) for t in range(-(-n_x // 3))])
     seen_u = torch.cat([pixel(batches.at(t)[0].views["weak"]) for t in range(-(-n_u // 12))])
@@ -183,6 +184,115 @@ def test_strong_views_are_cut_out_and_weak_ones_are_not():
     assert (weak == 0).all()
 
 
+def test_the_plain_view_is_the_image_itself():
+    """Neither flipped nor cropped; the other two views of USADTM are."""
+    batches = make_batches(textured_data(), method="usadtm", rebalance="", flip=True)
+    batch, _ = batches.at(2)
+    assert list(batch.views) == ["identity", "weak", "strong"]
+    torch.testing.assert_close(batch.views["identity"], batches.u[batch.index].float())
+    assert not torch.allclose(batch.views["weak"], batch.views["identity"])
+
+
+# ---- the index, and further draws ----
+
+
+@pytest.mark.parametrize("method", ["fixmatch", "usadtm", "remixmatch"])
+def test_the_index_of_a_batch_names_its_unlabeled_images(method):
+    batches = make_batches(method=method, rebalance="", batch_size=3)
+    for t in range(5):
+        batch, target = batches.at(t)
+        assert batch.index.shape == target.shape and len(batch.index.unique()) == len(batch.index)
+        assert torch.equal(pixel(batch.views["weak"]), pixel(batches.u[batch.index].float()))
+        assert torch.equal(target, batches.u_target[batch.index])
+
+
+def test_a_supervised_batch_has_neither_index_nor_draws():
+    batch, _ = make_batches(method="supervised", rebalance="").at(0)
+    assert batch.index is None and batch.draws is None
+
+
+WITH_DRAWS = {
+    ("fixmatch", ""): {},
+    ("mixmatch", ""): {"beta": (), "permutation": (12,)},  # 4 labeled images, and two views of 4
+    ("remixmatch", ""): {"beta": (), "permutation": (16,), "quarter_turns": (4,)},
+    ("fixmatch", "abc"): {"keep_labeled": (4,), "keep_unlabeled": (8,)},
+}
+
+
+@pytest.mark.parametrize(("combination", "shapes"), WITH_DRAWS.items(), ids=str)
+def test_the_draws_of_a_step_depend_on_nothing_but_seed_and_step(combination, shapes):
+    changes = dict(zip(("method", "rebalance"), combination, strict=True))
+    first, second, other = (make_batches(**changes, seed=seed) for seed in (0, 0, 1))
+    forth = [first.at(t)[0].draws for t in range(4)]
+    torch.rand(5)  # the state of torch's own generator takes no part
+    back = [second.at(t)[0].draws for t in (3, 2, 1, 0)][::-1]
+    assert {name: tuple(value.shape) for name, value in forth[0].items()} == shapes
+    for name in shapes:
+        assert all(torch.equal(one[name], two[name]) for one, two in zip(forth, back, strict=True))
+        assert any(not torch.equal(forth[0][name], draws[name]) for draws in forth[1:])
+        assert any(not torch.equal(one[name], other.at(t)[0].draws[name]) for t, one in enumerate(forth))
+
+
+def test_what_a_part_draws_is_the_same_beside_other_parts():
+    alone, beside = (make_batches(rebalance=rebalance).at(1)[0].draws for rebalance in ("abc", "daso,abc"))
+    assert all(torch.equal(alone[name], beside[name]) for name in ("keep_labeled", "keep_unlabeled"))
+    assert not torch.equal(alone["keep_labeled"], alone["keep_unlabeled"][:4])
+
+
+# ---- generations ----
+
+CREST = {"rebalance": "crest", "total_steps": 30, "n_generations": 3, "batch_size": 4}  # ten steps in a generation
+
+
+def test_selected_images_join_the_labeled_ones_and_replace_those_selected_before():
+    batches = make_batches(**CREST)
+    n, rows = len(batches.x), torch.tensor([5, 0, 50])
+    batches.select({"rows": rows, "classes": torch.tensor([3, 3, 1])})
+    assert torch.equal(batches.x[n:], batches.u[rows]) and batches.y[n:].tolist() == [3, 3, 1]
+    assert torch.equal(batches.x[:n], batches.original_x) and torch.equal(batches.y[:n], batches.original_y)
+    batches.select({"rows": torch.tensor([7]), "classes": torch.tensor([0])})
+    assert torch.equal(batches.x[n:], batches.u[7:8]) and batches.y[n:].tolist() == [0]
+    assert len(batches.u) == 54  # they stay among the unlabeled ones
+    assert batches.labeled_counts.tolist() == [12, 7, 4, 3]  # and out of the prior of test-time adjustment
+    batches.select(None)
+    assert torch.equal(batches.x, batches.original_x) and torch.equal(batches.y, batches.original_y)
+
+
+def test_the_population_counts_what_was_selected_apart():
+    batches = make_batches(**CREST)
+    hidden = torch.tensor([6.0, 9.0, 15.0, 24.0])
+    before = batches.population(hidden, 0)
+    assert torch.equal(before.current, before.labeled) and before.generation == 0
+    batches.select({"rows": torch.tensor([5, 0, 50]), "classes": torch.tensor([3, 3, 1])})
+    after = batches.population(hidden, 1)
+    assert after.labeled.tolist() == [12, 7, 4, 3] and after.current.tolist() == [12, 8, 4, 5]
+    assert (after.n_unlabeled, after.generation) == (54, 1) and after.unlabeled is hidden
+    batches.select(None)
+    assert batches.population(None, 1).current.tolist() == [12, 7, 4, 3]
+
+
+def test_each_generation_begins_an_epoch_of_the_labeled_set_as_it_is_then():
+    batches = make_batches(**CREST)
+    for generation, selected in enumerate((0, 10, 3)):
+        if selected:
+            rows = torch.arange(selected)
+            batches.select({"rows": rows, "classes": rows % K})
+        n = 26 + selected
+        first = 10 * generation
+        shown = torch.cat([batches.labeled_rows(t) for t in range(first, first + -(-n // 4))])[:n]
+        assert len(shown.unique()) == n and shown.max() == n - 1
+        batch = batches.at(first)[0]
+        assert torch.equal(batch.y, batches.y[shown[:4]]) and len(batch.x) == 4
+
+
+def test_the_first_generation_draws_as_a_run_without_generations_and_the_next_ones_otherwise():
+    crest, plain = make_batches(**CREST), make_batches(rebalance="", total_steps=30)
+    assert all(torch.equal(crest.labeled_rows(t), plain.labeled_rows(t)) for t in range(10))
+    assert not all(torch.equal(crest.labeled_rows(t), crest.labeled_rows(t + 10)) for t in range(10))
+    assert not all(torch.equal(crest.labeled_rows(t + 10), crest.labeled_rows(t + 20)) for t in range(10))
+    assert all(torch.equal(crest.at(t)[0].index, plain.at(t)[0].index) for t in (0, 9, 10, 29))  # U is the same
+
+
 # ---- separate piles and sizes ----
 
 
@@ -220,7 +330,42 @@ def test_batches_are_resized_after_augmentation(resolution):
         assert view.shape[2:] == (resolution, resolution)
 
 
+@pytest.mark.parametrize("kind", ["weak", "strong"])
+def test_remixmatch_resizes_before_it_augments_and_the_others_after(kind):
+    """A crop by up to 4 pixels, and a square of 17, are another share of 8 pixels than of 12."""
+    for method, first in (("remixmatch", True), ("fixmatch", False), ("mixmatch", False)):
+        batches = make_batches(textured_data(), resolution=8, method=method, rebalance="", train_resolution=8)
+        images, generator = batches.u[:6], host_generator(0, "view name", 3)
+        images = augment.resize(images, 8) if first else images
+        if kind == "weak":
+            images = augment.weak_view(images, augment.draw_weak(6, generator=generator, flip=False))
+        else:
+            side = 8 if first else 12
+            draws = augment.draw_strong(6, side, side, generator=generator, flip=False)
+            images = augment.strong_view(images, draws)
+        images = images if first else augment.resize(images, 8)
+        got = batches.view(batches.u[:6], kind, "name", 3)
+        assert got.shape == (6, 1, 8, 8)
+        torch.testing.assert_close(got, images.float())
+
+
+def test_without_a_training_resolution_remixmatch_leaves_the_size_as_it_is():
+    batch, _ = make_batches(method="remixmatch", rebalance="").at(0)
+    assert batch.x.shape[2:] == (SIDE, SIDE)
+
+
 # ---- refusals ----
+
+
+def test_a_method_that_turns_images_needs_them_square():
+    data = toy_data()
+    data = ImageData(**vars(data) | {"x_train": data.x_train[..., :10], "x_test": data.x_test[..., :10]})
+    with pytest.raises(ValueError, match="method='remixmatch' turns images, and those of dataset='toy' are 12 x 10; "
+                                         "give train_resolution=10"):
+        make_batches(data, method="remixmatch", rebalance="")
+    batch, _ = make_batches(data, resolution=10, method="remixmatch", rebalance="", train_resolution=10).at(0)
+    assert batch.x.shape[2:] == (10, 10)
+    assert make_batches(data).at(0)[0].x.shape[2:] == (12, 10)  # the others take them as they are
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -10,9 +10,9 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 
 from dasolib import augment
 from dasolib.data import ImageData
-from dasolib.evaluation import LAST, TestSet, outputs, predict, predictions, pseudo_label, summarize
+from dasolib.evaluation import LAST, TestSet, estimate_counts, outputs, predict, predictions, pseudo_label, summarize
 from dasolib.models import WideResNet
-from dasolib.pseudo_labels import PseudoLabels
+from dasolib.pseudo_labels import PseudoLabels, sharpen
 from tests.tiny import tiny_config
 
 K, SIDE = 3, 8
@@ -104,6 +104,37 @@ def test_the_part_is_the_same_in_every_run():
 
 def test_all_test_images_are_used_where_fewer_than_asked_for_exist():
     assert len(test_set(random_data(), eval_images=500).part) == 70
+
+
+# ---- estimated class counts ----
+
+
+class PixelsAsLogits(torch.nn.Module):
+    """Stands for a network that says of an image what its pixels are."""
+
+    def features(self, x):
+        return x.flatten(1)
+
+    def predict(self, feats):
+        return feats
+
+
+def flat_images(rows):
+    """Images (n, 1, 1, K) of whole numbers, which `PixelsAsLogits` takes for logits."""
+    return torch.tensor(rows, dtype=torch.uint8).view(-1, 1, 1, len(rows[0]))
+
+
+@pytest.mark.parametrize(("held_out", "estimate"), [
+    # Classes 0 and 1 are told apart without fail: 3 and 5 images are counted as they are predicted.
+    ([[200, 0], [0, 200]], [3.0, 5.0]),
+    # Both held-out images are taken for class 0: the confusion cannot be undone.
+    ([[200, 0], [200, 0]], None),
+])
+def test_an_estimate_that_is_not_accepted_leaves_no_numbers(held_out, estimate):
+    batches = SimpleNamespace(held_out=(flat_images(held_out), torch.tensor([0, 1])),
+                              u=flat_images([[200, 0]] * 3 + [[0, 200]] * 5))
+    got = estimate_counts(PixelsAsLogits(), batches, SimpleNamespace(normalize=torch.Tensor.float))
+    assert got == {"unlabeled_estimate": estimate and pytest.approx(estimate)}
 
 
 # ---- summary ----
@@ -198,14 +229,16 @@ def test_a_group_without_test_images_is_left_out():
 class Halving:
     """Stands for a re-balancing method: its final label says more of class 0, from step 5 on."""
 
-    def refine(self, labels, feats, t):
-        semantic = torch.eye(K)[[0] * len(labels)] if t >= 5 else None
-        return PseudoLabels(labels, semantic, labels if semantic is None else (labels + semantic) / 2)
+    def refine(self, probs, feats, index, t, *, temperature, update):
+        assert not update and torch.equal(index, torch.arange(len(probs))) and len(feats) == len(probs)
+        linear = sharpen(probs, temperature)
+        semantic = torch.eye(K)[[0] * len(probs)] if t >= 5 else None
+        return PseudoLabels(linear, semantic, linear if semantic is None else (linear + semantic) / 2)
 
 
-def stored(n_unlabeled=20, t=5):
+def stored(n_unlabeled=20, t=5, temperature=1):
     data, net = random_data(), network()
-    training = SimpleNamespace(evaluated=net, rebalance=Halving())
+    training = SimpleNamespace(evaluated=net, rebalance=Halving(), temperature=temperature)
     batches = SimpleNamespace(u=data.x_test[:n_unlabeled], u_target=data.y_test[:n_unlabeled] - 1,
                               unlabeled_index=np.arange(n_unlabeled) + 100)
     test = test_set(data)
@@ -232,6 +265,14 @@ def test_outputs_have_no_semantic_labels_where_there_are_none():
     _, _, _, arrays = stored(t=4)
     assert "semantic" not in arrays
     np.testing.assert_array_equal(arrays["linear"], arrays["final"])
+
+
+def test_labels_of_a_learner_that_sharpens_are_stored_sharpened():
+    _, _, plain, _ = stored(t=4)
+    _, _, sharpened, arrays = stored(t=4, temperature=0.5)
+    squares = plain.labels.linear**2
+    torch.testing.assert_close(sharpened.labels.linear, squares / squares.sum(dim=-1, keepdim=True))
+    np.testing.assert_allclose(arrays["final"], sharpened.labels.linear, atol=1e-3)
 
 
 def test_without_unlabeled_images_outputs_are_those_of_the_test_images():

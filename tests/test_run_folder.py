@@ -18,12 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import dasolib.run_folder
 import dasolib.train
-from dasolib.batches import Batches
+from dasolib.config import SCHEMA
 from dasolib.data import load_data
 from dasolib.diagnostics import KINDS
 from dasolib.run_folder import RunFolder, environment, project_root, resolve, write_bytes, write_json
 from dasolib.train import run
-from tests.tiny import N_CLASSES, save_tiny, tiny_config
+from tests.tiny import N_CLASSES, contents, interrupt, read_metrics, save_tiny, tiny_config
 
 DATA = SimpleNamespace(fingerprint="abc", mean=(0.5,), std=(0.25,))
 
@@ -40,43 +40,6 @@ def undisturbed(dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
     run(tiny_config(dataset), folder, progress=False)
     return folder
-
-
-def interrupt(monkeypatch, config, folder, *, at):
-    """Train until step `at` (from 0) asks for its batch."""
-    original = Batches.at
-
-    def stop(self, t):
-        if t == at:
-            raise KeyboardInterrupt
-        return original(self, t)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Batches, "at", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(config, folder, progress=False)
-
-
-def without_times(record):
-    return {name: value for name, value in record.items() if name not in ("seconds", "images_per_s")}
-
-
-def read_metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def contents(folder):
-    """Everything that must not depend on when a run was killed."""
-    arrays = {}
-    for name in ("pseudo_labels.npz", "outputs.npz"):
-        with np.load(folder / name) as file:
-            arrays |= {f"{name}/{key}": (file[key].dtype.str, file[key].shape, file[key].tobytes()) for key in file}
-    return arrays | {
-        "metrics": [without_times(record) for record in read_metrics(folder)],
-        "result": without_times(json.loads((folder / "result.json").read_text())),
-        "weights": (folder / "model.safetensors").read_bytes(),
-        "predictions": (folder / "predictions.csv").read_bytes(),
-    }
 
 
 def events_of(folder, tag):
@@ -391,6 +354,27 @@ def test_a_folder_of_another_method_is_refused_and_names_what_only_one_of_them_h
         run(tiny_config(dataset, rebalance=""), undisturbed, progress=False)
 
 
+@pytest.mark.parametrize(("rebalance", "other", "message"), [
+    ("abc", "daso,abc", r"queue_size: None there, 8 here.*rebalance: \['abc'\] there, \['daso', 'abc'\] here"),
+    ("abc", "", r"abc_epoch_steps: 1 there, None here.*rebalance: \['abc'\] there, \[\] here"),
+    ("crest", "crest_plus", r"crest_t_min: None there, 0.5 here.*rebalance: \['crest'\] there, \['crest_plus'\] here"),
+    ("crest", "la,crest", r"la_tau: None there, 1.0 here.*rebalance: \['crest'\] there, \['la', 'crest'\] here$"),
+])
+def test_an_interrupted_run_goes_on_as_the_same_combination_only(rebalance, other, message, dataset, monkeypatch,
+                                                                 tmp_path):
+    interrupt(monkeypatch, tiny_config(dataset, rebalance=rebalance), tmp_path, at=5)
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=f"holds another run; .*{message}"):
+        run(tiny_config(dataset, rebalance=other), tmp_path, progress=False)
+    assert snapshot(tmp_path) == before
+
+
+def test_crest_with_other_generations_is_another_run(dataset, monkeypatch, tmp_path):
+    interrupt(monkeypatch, tiny_config(dataset, rebalance="crest"), tmp_path, at=5)
+    with pytest.raises(ValueError, match="holds another run; n_generations: 3 there, 2 here$"):
+        run(tiny_config(dataset, rebalance="crest", n_generations=2), tmp_path, progress=False)
+
+
 def test_other_data_in_the_same_place_is_refused(undisturbed, tmp_path):
     x_test = np.zeros((N_CLASSES, 12, 12), np.uint8)
     other = save_tiny(tmp_path, x_test=x_test, y_test=np.arange(N_CLASSES))
@@ -492,8 +476,8 @@ def test_config_json_holds_what_can_change_a_number_and_no_paths(dataset, undist
     record = json.loads((undisturbed / "config.json").read_text())
     config = tiny_config(dataset)
     data = load_data(dataset)
-    assert record == {"schema": 1, **config.identity(), "threads": 1, "mean": list(data.mean), "std": list(data.std),
-                      "data_sha256": data.fingerprint}
+    assert record == {"schema": SCHEMA, **config.identity(), "threads": 1, "mean": list(data.mean),
+                      "std": list(data.std), "data_sha256": data.fingerprint}
     assert record["dataset"] == "tiny" and "device" not in record and len(record["data_sha256"]) == 64
 
 
@@ -556,8 +540,8 @@ def test_a_change_of_commit_version_or_device_warns(name, folder):
 def test_another_schema_warns(folder, monkeypatch):
     now = environment(torch.device("cpu"), 1)
     folder.begin(now, 0)
-    monkeypatch.setattr(dasolib.run_folder, "SCHEMA", 2)
-    with pytest.warns(UserWarning, match="schema: 1 before, 2 now$"):
+    monkeypatch.setattr(dasolib.run_folder, "SCHEMA", SCHEMA + 1)
+    with pytest.warns(UserWarning, match=f"schema: {SCHEMA} before, {SCHEMA + 1} now$"):
         folder.begin(now, 2)
 
 

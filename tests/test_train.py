@@ -21,13 +21,22 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import dasolib.train
 from dasolib import augment
-from dasolib.batches import Batches, make_split
 from dasolib.data import load_data
 from dasolib.evaluation import predict
 from dasolib.methods import LEARNERS
 from dasolib.models import WideResNet
-from dasolib.train import Training, choose_device, run
-from tests.tiny import N_CLASSES, N_TEST, save_tiny, tiny_arrays, tiny_config
+from dasolib.train import choose_device, run
+from tests.tiny import (
+    N_CLASSES,
+    N_TEST,
+    make_training,
+    read_arrays,
+    read_metrics,
+    save_tiny,
+    tiny_arrays,
+    tiny_config,
+    without_times,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -53,33 +62,23 @@ def finished(dataset, tmp_path_factory):
     return train
 
 
-def read_metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def read_arrays(file):
-    with np.load(file) as arrays:
-        return {name: (arrays[name].dtype.str, arrays[name].shape, arrays[name].tobytes()) for name in arrays}
-
-
-def without_times(record):
-    return {name: value for name, value in record.items() if name not in ("seconds", "images_per_s")}
-
-
 # ---- killed and started again, by the same command ----
 
 COMMAND = """
 import sys
 from dasolib.config import make_config
 from dasolib.train import run
-config = make_config("cpu", dataset="mnist5k", method="fixmatch", rebalance="daso", total_steps=60, batch_size=8,
-                     eval_steps=5, pretrain_steps=10, refresh_steps=5, eval_images=200, threads=1, device="cpu")
+daso = {"pretrain_steps": 10, "refresh_steps": 5} if sys.argv[3] == "daso" else {}
+total_steps, eval_steps = map(int, sys.argv[4:])
+config = make_config("cpu", dataset="mnist5k", method=sys.argv[2], rebalance=sys.argv[3], total_steps=total_steps,
+                     eval_steps=eval_steps, batch_size=8, eval_images=200, threads=1, device="cpu", **daso)
 run(config, sys.argv[1], progress=False)
 """
 
 
-def start(folder):
-    return subprocess.Popen([sys.executable, "-c", COMMAND, folder], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def start(folder, *arguments):
+    return subprocess.Popen([sys.executable, "-c", COMMAND, folder, *map(str, arguments)], cwd=ROOT,
+                            stderr=subprocess.PIPE, text=True)
 
 
 def n_lines(folder):
@@ -94,13 +93,17 @@ def wait_for(condition, process, *, pause):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_an_undisturbed_one(tmp_path):
+@pytest.mark.parametrize(("method", "steps", "kills", "after"), [
+    (("fixmatch", "daso"), (60, 5), (False, True, False), (1, 4)),
+    (("remixmatch", "crest_plus"), (20, 2), (False,), (3, 7)),  # killed after the first of five generations
+], ids=str)
+def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_an_undisturbed_one(method, steps, kills, after, tmp_path):
     """Real processes, killed between steps and while a file is being written; the same command each time."""
     undisturbed, folder, rng = tmp_path / "undisturbed", tmp_path / "killed", random.Random(0)
-    killed_at, whole = [], start(undisturbed)
-    for while_writing in (False, True, False):
-        process, already = start(folder), n_lines(folder)
-        target = already + rng.randint(1, 4)
+    killed_at, whole = [], start(undisturbed, *method, *steps)
+    for while_writing in kills:
+        process, already = start(folder, *method, *steps), n_lines(folder)
+        target = already + rng.randint(*after)
         # A run that goes on cuts the lines back first, so it must be seen training before it is killed.
         wait_for(lambda: (folder / "events").exists() and n_lines(folder) >= target, process,  # noqa: B023
                  pause=0.02)
@@ -113,19 +116,19 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_an_undisturbed_one
             killed_at.append(n_lines(folder))
         process.stderr.close()
     assert not (folder / "result.json").exists()
-    last = start(folder)
+    last = start(folder, *method, *steps)
     for process in (whole, last):
         _, errors = process.communicate()
         assert process.returncode == 0, errors
 
-    assert any(0 < n < 12 for n in killed_at)
+    assert any(0 < n < steps[0] // steps[1] for n in killed_at)
     starts = json.loads((folder / "environment.json").read_text())["starts"]
     assert any(start["from_step"] > 0 for start in starts)
     for name in ("result.json", "model.json"):
         ours, theirs = (json.loads((path / name).read_text()) for path in (folder, undisturbed))
         assert without_times(ours) == without_times(theirs)
     assert list(map(without_times, read_metrics(folder))) == list(map(without_times, read_metrics(undisturbed)))
-    assert [record["step"] for record in read_metrics(folder)] == list(range(5, 61, 5))
+    assert [record["step"] for record in read_metrics(folder)] == list(range(steps[1], steps[0] + 1, steps[1]))
     for name in ("pseudo_labels.npz", "outputs.npz"):
         assert read_arrays(folder / name) == read_arrays(undisturbed / name)
     for name in ("model.safetensors", "predictions.csv"):
@@ -133,14 +136,6 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_an_undisturbed_one
 
 
 # ---- the state of a run ----
-
-
-def make_training(config, data):
-    normalize = functools.partial(
-        augment.normalize, mean=data.mean, std=data.std,
-        memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
-    batches = Batches(config, data, make_split(config, data), normalize, CPU)
-    return Training(config, batches.labeled_counts, data.x_train.shape[1], CPU), batches
 
 
 def take_steps(training, batches, steps):
@@ -179,7 +174,7 @@ def test_saving_and_loading_at_any_step_equals_going_on(method, rebalance, numbe
     resumed, batches = make_training(config, data)
     take_steps(resumed, batches, range(3))  # whatever was there must be gone
     buffer.seek(0)
-    assert resumed.restore(torch.load(buffer, weights_only=True)) == (step, 1.5)
+    assert resumed.restore(torch.load(buffer, weights_only=True)) == 1.5
     take_steps(resumed, batches, range(step, 12))
     assert_same_state(resumed.state(12, 0.0), undisturbed.state(12, 0.0))
 
@@ -253,6 +248,47 @@ def test_accuracies_counts_and_mask_rate_belong_together(finished):
     assert 0 < counts["pseudo_labels"][:, 3].sum() < counts["pseudo_labels"][:, 2].sum()
 
 
+# One method of each kind: labels of the network and of the moving average, with and without a mask, sharpened, aligned,
+# semantic, blended, of a second head, and selected for a next generation.
+KINDS_OF_METHODS = [
+    ("pseudo_label", ""), ("mean_teacher", "daso"), ("mixmatch", ""), ("remixmatch", "daso"), ("usadtm", ""),
+    ("fixmatch", "la,daso"), ("fixmatch", "distribution_alignment,boss"), ("fixmatch", "abc"),
+    ("fixmatch", "crest_plus"),
+]
+
+
+@pytest.fixture(scope="module")
+def pile(tmp_path_factory):
+    """Data like STL-10: besides the labeled images a pile of 50 whose classes nobody knows."""
+    images = np.random.default_rng(1).integers(0, 256, (50, 12, 12), dtype=np.uint8)
+    return save_tiny(tmp_path_factory.mktemp("pile"), x_unlabeled=images, y_unlabeled=np.full(50, -1))
+
+
+@pytest.mark.parametrize(("method", "rebalance"), KINDS_OF_METHODS, ids=str)
+def test_pseudo_labels_of_images_of_unknown_class_are_counted_in_a_row_of_their_own(method, rebalance, pile, tmp_path):
+    changes = {"threshold": 0.3} if method in ("fixmatch", "pseudo_label") else {}
+    config = tiny_config(pile, method=method, rebalance=rebalance, unlabeled="unknown", m1=None, **changes)
+    run(config, tmp_path, progress=False)
+    with np.load(tmp_path / "pseudo_labels.npz") as file:
+        counts = file["pseudo_labels"]
+        kinds = dict(zip(file["kinds"].tolist(), range(4), strict=True))
+    assert not counts[:, :, :N_CLASSES].any()
+    n_seen = counts[:, :, N_CLASSES].sum(axis=-1)  # (windows, kinds)
+    n_window = 2 * config.mu * config.batch_size
+    assert (n_seen[:, kinds["linear"]] == n_window).all() and (n_seen[:, kinds["final"]] == n_window).all()
+    semantic = {"usadtm": [n_window] * 3}.get(method, [0, n_window, n_window] if "daso" in rebalance else [0] * 3)
+    assert n_seen[:, kinds["semantic"]].tolist() == semantic
+    mask_rates = [record["mask_rate"] for record in read_metrics(tmp_path)]
+    assert mask_rates == pytest.approx((n_seen[:, kinds["confident"]] / n_window).tolist())
+    if method in ("mean_teacher", "mixmatch", "remixmatch"):  # all labels count in their losses
+        assert mask_rates == [1.0] * 3
+    with np.load(tmp_path / "outputs.npz") as file:
+        assert file["unlabeled_target"].tolist() == [-1] * 50 and file["unlabeled_index"].tolist() == list(range(50))
+        assert file["final"].shape == (50, N_CLASSES) and np.isfinite(file["final"]).all()
+        assert ("semantic" in file) == ("daso" in rebalance)
+    assert len(pd.read_csv(tmp_path / "predictions.csv")) == 50
+
+
 def test_a_supervised_run_has_no_mask_rate_and_no_pseudo_labels(finished):
     folder = finished(method="supervised", rebalance="")
     assert {record["mask_rate"] for record in read_metrics(folder)} == {None}
@@ -270,12 +306,15 @@ def test_the_evaluated_network_is_the_moving_average_where_there_is_one(method, 
     assert json.loads((folder / "model.json").read_text())["evaluated"] == name
 
 
-@pytest.mark.parametrize("numbers", [{}, {"precision": "bf16", "channels_last": True}, {"train_resolution": 8}],
-                         ids=["fp32", "bf16", "resized"])
+@pytest.mark.parametrize("numbers", [
+    {}, {"precision": "bf16", "channels_last": True}, {"train_resolution": 8}, {"rebalance": "abc"},
+    {"method": "remixmatch", "rebalance": "", "train_resolution": 8},
+], ids=["fp32", "bf16", "resized", "second head", "rotation head"])
 def test_the_network_can_be_rebuilt_from_its_two_files(numbers, finished, dataset):
     folder = finished(**numbers)
     about = json.loads((folder / "model.json").read_text())
-    net = WideResNet(**{name: about[name] for name in ("depth", "width", "n_classes", "in_channels", "precision")})
+    names = ("depth", "width", "n_classes", "in_channels", "precision", "heads", "predictor")
+    net = WideResNet(**{name: about[name] for name in names})
     net.load_state_dict(load_file(folder / "model.safetensors"))
     normalize = functools.partial(augment.normalize, **{name: about[name] for name in ("mean", "std", "resolution")})
     logits = predict(net, load_data(dataset).x_test, normalize)[1]
