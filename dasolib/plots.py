@@ -1,6 +1,7 @@
 """One function for each figure: data in, a matplotlib `Figure` out; one style, and one look for each method."""
 
 import io
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +14,14 @@ from PIL import Image
 
 from dasolib.diagnostics import accuracy, predicted_share
 from dasolib.evaluation import LAST
-from dasolib.results import MEASURES, over_seeds
+from dasolib.results import MEASURES, known_and_unknown, over_seeds, unknown_in_bias, unknown_in_shares
 from dasolib.run_folder import resolve
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
 COLUMN, PAGE = 3.25, 6.75  # inches: the width of one column of a paper, and of both
 MOST_CLASSES_NAMED = 20  # with more classes an axis has no room for a tick at each
 
+NOTHING_KNOWN = "true classes unknown:\ncounts of predictions only"
 TITLES = {"recall": "recall of pseudo-labels", "precision": "precision of pseudo-labels", "accuracy": "test accuracy"}
 
 
@@ -32,24 +34,44 @@ class Look(NamedTuple):
     hatch: str
 
 
-# A method keeps its look in every figure. The colours are those of Okabe and Ito, then muted ones of Tol: safe for the
-# colour-blind, and without their yellow, too faint for a line on white paper.
+# The colours are those of Okabe and Ito, then the muted and one of the dark ones of Tol: safe for the colour-blind, and
+# without the yellow, sand and cyan among them, which are too faint for a line on white paper or too close to another.
+BLUE = Look("#0072B2", "-", "o", "")
+ORANGE = Look("#E69F00", (0, (4, 1.5)), "s", "/////")
+GREEN = Look("#009E73", (0, (5, 1, 1, 1)), "^", "xxxx")
+VERMILLION = Look("#D55E00", (0, (1.5, 1)), "D", ".....")
+SKY = Look("#56B4E9", (0, (7, 2)), "v", "-----")
+PINK = Look("#CC79A7", (0, (5, 1, 1, 1, 1, 1)), "P", "+++++")
+BLACK = Look("#000000", (0, (1, 1)), "X", "|||||")
+OLIVE = Look("#999933", (0, (3, 1, 3, 3)), "<", "\\\\\\\\\\")
+WINE = Look("#882255", (0, (2, 2)), ">", "ooo")
+GREY = Look("#888888", (0, (8, 1, 1, 1)), "*", "**")
+INDIGO = Look("#332288", (0, (3, 1, 1, 1)), "p", "///---")
+TEAL = Look("#44AA99", (0, (6, 1, 2, 1)), "h", "\\\\\\|||")
+FOREST = Look("#117733", (0, (3, 3)), "d", "OO")
+ROSE = Look("#CC6677", (0, (9, 1)), "x", "..")
+PURPLE = Look("#AA4499", (0, (2, 1, 4, 1)), "+", "xx--")
+BROWN = Look("#663333", (0, (4, 1, 1, 3)), "1", "//..")
+ALL_LOOKS = (BLUE, ORANGE, GREEN, VERMILLION, SKY, PINK, BLACK, OLIVE, WINE, GREY, INDIGO, TEAL, FOREST, ROSE, PURPLE,
+             BROWN)
+
+# The methods of the paper's tables and figures; those of one base learner, and of one table, have a colour each.
 LOOKS = {
-    "FixMatch": Look("#0072B2", "-", "o", ""),
-    "FixMatch + LA": Look("#E69F00", (0, (4, 1.5)), "s", "/////"),
-    "FixMatch + DASO": Look("#009E73", (0, (5, 1, 1, 1)), "^", "xxxx"),
-    "FixMatch + LA + DASO": Look("#D55E00", (0, (1.5, 1)), "D", "....."),
-    "FixMatch + CB": Look("#56B4E9", (0, (7, 2)), "v", "-----"),
-    "FixMatch + CB + DASO": Look("#CC79A7", (0, (5, 1, 1, 1, 1, 1)), "P", "+++++"),
-    "Supervised": Look("#000000", (0, (1, 1)), "X", "|||||"),
-    "Supervised + LA": Look("#999933", (0, (3, 1, 3, 3)), "<", "\\\\\\\\\\"),
-    "Supervised + CB": Look("#882255", (0, (2, 2)), ">", "ooo"),
-    "Supervised + LDAM-DRW": Look("#888888", (0, (8, 1, 1, 1)), "*", "**"),
+    "Supervised": BLACK, "Supervised + LA": OLIVE, "Supervised + CB": WINE, "Supervised + LDAM-DRW": GREY,
+    "Supervised + cRT": FOREST,
+    "Pseudo-Label": TEAL, "USADTM": ROSE,
+    "Mean Teacher": PINK, "Mean Teacher + DASO": FOREST,
+    "MixMatch": VERMILLION, "MixMatch + DASO": TEAL,
+    "ReMixMatch": SKY, "ReMixMatch + DASO": GREEN, "ReMixMatch + DARP": INDIGO, "ReMixMatch + CReST+": WINE,
+    "FixMatch": BLUE, "FixMatch + LA": ORANGE, "FixMatch + DASO": GREEN, "FixMatch + LA + DASO": VERMILLION,
+    "FixMatch + CB": SKY, "FixMatch + CB + DASO": PINK, "FixMatch + DA": OLIVE, "FixMatch + DARP": INDIGO,
+    "FixMatch + CReST": PURPLE, "FixMatch + CReST+": WINE, "FixMatch + BOSS": BROWN, "FixMatch + ABC": GREY,
+    "FixMatch + DASO + ABC": ROSE, "FixMatch + LA + DARP": FOREST, "FixMatch + LA + CReST+": TEAL,
 }
 
 
 def look(label):
-    """How a method is drawn in every figure.
+    """How a method is drawn in every figure: as `LOOKS` says, or else as follows from its name.
 
     Parameters
     ----------
@@ -59,20 +81,25 @@ def look(label):
     Returns
     -------
     Look
-
-    Raises
-    ------
-    ValueError
-        If the method has none yet.
+        The same in every figure and process. One that follows from the name has no colour, dashes, marker or hatch of
+        its base learner alone and with DASO, and may share some of them with other methods.
 
     Examples
     --------
-    >>> look("FixMatch").color
-    '#0072B2'
+    >>> look("FixMatch").color, look("FixMatch + divide_by_prior").color
+    ('#0072B2', '#CC79A7')
     """
-    if label not in LOOKS:
-        raise ValueError(f"method {label!r} has no look; choose from {', '.join(LOOKS)}, or add a line to LOOKS")
-    return LOOKS[label]
+    if label in LOOKS:
+        return LOOKS[label]
+    base = label.split(" + ")[0]
+    near = [LOOKS[name] for name in (base, f"{base} + DASO") if name in LOOKS]
+    number = zlib.crc32(label.encode())  # unlike hash(), the same in every process
+    chosen = []
+    for values, taken in zip(zip(*ALL_LOOKS, strict=True), zip(*near, strict=True) if near else [()] * 4, strict=True):
+        free = [value for value in values if value not in taken]
+        number, place = divmod(number, len(free))
+        chosen.append(free[place])
+    return Look(*chosen)
 
 
 def pseudo_label_bias(table, *, class_names=None):
@@ -81,7 +108,8 @@ def pseudo_label_bias(table, *, class_names=None):
     Parameters
     ----------
     table : DataFrame
-        From `dasolib.results.bias_table`. A measure that no run has is left out, and so are groups if there are none.
+        From `dasolib.results.bias_table`. A measure that no run has is left out, and so are groups if there are none;
+        recall and precision that are missing because no true class is known leave panels that say so.
     class_names : sequence of str, optional
         Default: the class ids.
 
@@ -90,12 +118,12 @@ def pseudo_label_bias(table, *, class_names=None):
     Figure
         Upper row: classes, in the order of their ids; lower row: groups. Means over seeds, with the sample standard
         deviation where there are several; a value that does not exist (precision of a class never predicted) leaves a
-        gap.
+        gap. At the bottom, for each method, how many pseudo-labels of images of unknown class are left out.
 
     Raises
     ------
     ValueError
-        If the table is empty, or a method has no look.
+        If the table is empty.
 
     References
     ----------
@@ -104,7 +132,8 @@ def pseudo_label_bias(table, *, class_names=None):
     if table.empty:
         raise ValueError("table has no rows: give at least one finished run")
     methods = table["method"].unique().tolist()
-    measures = [name for name in MEASURES if table[name].notna().any()]
+    unknown = unknown_in_bias(table)
+    measures = [name for name in MEASURES if table[name].notna().any() or unknown]
     classes = sorted(part for part in table["part"].unique() if isinstance(part, int))
     groups = [part for part in table["part"].unique() if not isinstance(part, int)]
     stats = over_seeds(table)
@@ -122,12 +151,16 @@ def pseudo_label_bias(table, *, class_names=None):
             _class_ticks(top.xaxis, len(classes), class_names)
             if groups:
                 _group_bars(axes[1, column], stats, measure, methods, groups)
+            if table[measure].isna().all():
+                for ax in axes[:, column]:
+                    ax.text(0.5, 0.5, NOTHING_KNOWN, transform=ax.transAxes, ha="center", va="center", fontsize=7)
         for ax in axes[:, 0]:
             ax.set_ylabel("%")
         axes[0, 0].set_ylim(0, 1)
         axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
         n_seeds = table.groupby("method", sort=False)["seed"].nunique()
         _legend_above(fig, axes[0, 0], n_seeds)
+        _note_below(fig, "\n".join(unknown.values()))
     return fig
 
 
@@ -137,7 +170,7 @@ def linear_against_semantic(linear, semantic, *, class_names=None):
     Parameters
     ----------
     linear, semantic : ndarray of shape (K, K) or (K + 1, K)
-        Counts, row = true class, column = pseudo-label; images of unknown class, in a last row, are left out.
+        Counts, row = true class, column = pseudo-label; a last row for images of unknown class.
     class_names : sequence of str, optional
         Default: the class ids.
 
@@ -145,34 +178,41 @@ def linear_against_semantic(linear, semantic, *, class_names=None):
     -------
     Figure
         Shares of each row, in percent; they are written into the cells where there are at most 10 classes. A class
-        without images leaves a row without colour.
+        without images leaves a row without colour. If the class of some images is unknown, a last row has the shares of
+        their pseudo-labels; if that of all is, a text in the empty rows says so.
 
     Raises
     ------
     ValueError
         If there are no counts, as in a run without semantic pseudo-labels.
     """
+    has_unknown = any(known_and_unknown(counts)[1] for counts in (linear, semantic))
     with style.context(STYLE):
         fig = Figure(figsize=(PAGE, 3.4), layout="constrained")
         axes = fig.subplots(1, 2, sharey=True)
         for ax, name, counts in zip(axes, ("linear", "semantic"), (linear, semantic), strict=True):
             k = counts.shape[-1]
-            known = counts[:k]
-            if known.sum() == 0:
-                raise ValueError(f"{name} counts no pseudo-labels of images of known class")
-            total = known.sum(axis=1, keepdims=True)
-            shares = np.divide(known, total, out=np.full((k, k), np.nan), where=total > 0)
+            known, unknown = known_and_unknown(counts)
+            if known + unknown == 0:
+                raise ValueError(f"{name} counts no pseudo-labels")
+            rows = np.zeros((k + has_unknown, k))
+            rows[:len(counts)] = counts[:len(rows)]
+            total = rows.sum(axis=1, keepdims=True)
+            shares = np.divide(rows, total, out=np.full(rows.shape, np.nan), where=total > 0)
             picture = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal", interpolation="nearest")
             for row, column in np.argwhere(~np.isnan(shares)) if k <= 10 else ():
                 share = shares[row, column]
                 ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=6,
                         color="white" if share > 0.6 else "black")
-            ax.set(title=f"{name} pseudo-labels ({int(known.sum()):,})", xlabel="pseudo-label")
+            if not known:
+                ax.text((k - 1) / 2, (k - 1) / 2, NOTHING_KNOWN, ha="center", va="center", fontsize=7)
+            more = f"\nand {unknown:,} of unknown class" if unknown else ""
+            ax.set(title=f"{name} pseudo-labels ({known:,}){more}", xlabel="pseudo-label")
             ax.grid(False)
             ax.spines[:].set_visible(False)
             ax.tick_params(length=0)
             _class_ticks(ax.xaxis, k, class_names)
-        _class_ticks(axes[0].yaxis, k, class_names)
+        _class_ticks(axes[0].yaxis, k, class_names, unknown_last=has_unknown)
         axes[0].set_ylabel("true class")
         bar = fig.colorbar(picture, ax=axes, shrink=0.9, pad=0.015, format=PercentFormatter(1, symbol=""))
         bar.set_label("share of the true class (%)")
@@ -194,14 +234,15 @@ def class_distribution(runs, *, class_names=None):
     -------
     Figure
         Stacked shares, the first class at the bottom and darkest, of all pseudo-labels, confident or not; the bar
-        beside each panel holds the true classes of the same images, where they are known.
+        beside each panel holds the true classes of the same images, where they are known, or a text where none is. At
+        the bottom, for each method, how many pseudo-labels the bar leaves out.
 
     Raises
     ------
     ValueError
         If there are no runs, or one without pseudo-labels.
     """
-    methods = _by_label(runs)
+    methods, notes = _by_label(runs), []
     with style.context(STYLE):
         fig = Figure(figsize=(PAGE, 2.2), layout="constrained")
         widths = [12, 1] * len(methods)
@@ -216,9 +257,14 @@ def class_distribution(runs, *, class_names=None):
             ax.stackplot(steps, predicted_share(counts).T, colors=colors, edgecolor="white", linewidth=0.25)
             true = counts[:, :k].sum(axis=(0, 2))
             bottom = 0.0
-            for share, color in zip(true / max(true.sum(), 1), colors, strict=True):
+            for share, color in zip(true / true.sum(), colors, strict=True) if true.sum() else ():
                 beside.bar(0, share, width=1, bottom=bottom, color=color, edgecolor="white", linewidth=0.25)
                 bottom += share
+            if not true.sum():
+                beside.text(0, 0.5, "true classes unknown", rotation=90, ha="center", va="center", fontsize=6)
+            note = unknown_in_shares(*known_and_unknown(counts.sum(axis=0)))
+            if note:
+                notes.append(f"{method}, {note}")
             beside.set(xticks=[0], xticklabels=["true"], xlim=(-0.5, 0.5))
             ax.set(title=_with_seeds(method, len(members)), xlabel="step", xlim=(0, steps[-1]), ylim=(0, 1))
             ax.set_xticks([0, steps[-1] // 2, steps[-1]])
@@ -235,6 +281,7 @@ def class_distribution(runs, *, class_names=None):
         bar.minorticks_off()
         bar.ax.tick_params(length=0)
         _class_ticks(bar.ax.yaxis, k, class_names)
+        _note_below(fig, "\n".join(notes))
     return fig
 
 
@@ -351,20 +398,27 @@ def _group_bars(ax, stats, measure, methods, groups):
                linewidth=0, label=method)
         if not np.isnan(std).all():
             ax.errorbar(at, mean, std, fmt="none", ecolor="black", elinewidth=0.7)
+        if np.isnan(mean).any():
+            ax.set_xlim(-0.52, len(groups) - 0.48)  # as wide as with all bars; a missing one would not count
     ax.set_xticks(range(len(groups)), groups)
     ax.set_xlabel("classes, by labeled frequency")
     ax.tick_params(axis="x", length=0)
 
 
-def _class_ticks(axis, n_classes, names):
-    """Put a tick at each class, or some where there are many."""
+def _class_ticks(axis, n_classes, names, *, unknown_last=False):
+    """Put a tick at each class, or some where there are many, and one at the images of unknown class after the last."""
     if names is not None and len(names) != n_classes:
         raise ValueError(f"class_names has {len(names)} names for {n_classes} classes")
+    ticks, labels = list(range(n_classes)), names or [str(k) for k in range(n_classes)]
     if n_classes > MOST_CLASSES_NAMED:
-        axis.set_major_locator(MaxNLocator(6, integer=True))
-        return
+        if not unknown_last:
+            axis.set_major_locator(MaxNLocator(6, integer=True))
+            return
+        ticks = [int(k) for k in MaxNLocator(6, integer=True).tick_values(0, n_classes) if k < 0.95 * n_classes]
+        labels = [str(k) for k in ticks]
+    more = ([n_classes], ["unknown"]) if unknown_last else ([], [])
     upright = names is not None and axis.axis_name == "x"
-    axis.set_ticks(range(n_classes), names or [str(k) for k in range(n_classes)], rotation=90 if upright else 0)
+    axis.set_ticks([*ticks, *more[0]], [*labels, *more[1]], rotation=90 if upright else 0)
 
 
 def _with_seeds(method, n):
@@ -376,3 +430,11 @@ def _legend_above(fig, ax, n_seeds, columns=3):
     handles, labels = ax.get_legend_handles_labels()
     names = [_with_seeds(label, n_seeds[label]) if label in n_seeds else label for label in labels]
     fig.legend(handles, names, loc="outside upper center", ncols=min(columns, len(names)))
+
+
+def _note_below(fig, text):
+    """Write small text at the bottom of the figure, which grows by its lines."""
+    if text:
+        width, height = fig.get_size_inches()
+        fig.set_size_inches(width, height + 0.13 * (text.count("\n") + 1))
+        fig.supxlabel(text, fontsize=6)

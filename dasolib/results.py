@@ -12,9 +12,14 @@ from dasolib.config import SCHEMA, Config
 from dasolib.diagnostics import class_groups, precision, predicted_share, recall
 from dasolib.evaluation import LAST
 
-NAMES = {  # how a base learner or a re-balancing method is written in tables and figures
-    "supervised": "Supervised", "fixmatch": "FixMatch",
-    "la": "LA", "cb": "CB", "ldam_drw": "LDAM-DRW", "daso": "DASO",
+# How base learners and re-balancing methods are written in tables and figures, in the order of `LEARNERS` and
+# `REBALANCERS`, which is also the order of runs.
+NAMES = {
+    "supervised": "Supervised", "distribution_estimate": "Distribution estimate", "pseudo_label": "Pseudo-Label",
+    "mean_teacher": "Mean Teacher", "mixmatch": "MixMatch", "remixmatch": "ReMixMatch", "usadtm": "USADTM",
+    "fixmatch": "FixMatch",
+    "la": "LA", "cb": "CB", "ldam_drw": "LDAM-DRW", "crt": "cRT", "distribution_alignment": "DA", "darp": "DARP",
+    "daso": "DASO", "crest": "CReST", "crest_plus": "CReST+", "boss": "BOSS", "abc": "ABC",
 }
 MEASURES = ("recall", "precision", "accuracy")  # columns of `bias_table`
 NOT_COMPARED = ("seed", "threads")  # in which runs that are averaged may differ
@@ -84,21 +89,16 @@ def method_label(method, rebalance):
     Returns
     -------
     str
-
-    Raises
-    ------
-    ValueError
-        If a name has no label.
+        A method of your own is printed as it is named, whether it is registered in this process or not, and with
+        "(own)" behind it where a built-in method is written like that.
 
     Examples
     --------
-    >>> method_label("fixmatch", ("la", "daso")), method_label("supervised", ())
-    ('FixMatch + LA + DASO', 'Supervised')
+    >>> method_label("fixmatch", ("la", "daso")), method_label("fixmatch", ("divide_by_prior",))
+    ('FixMatch + LA + DASO', 'FixMatch + divide_by_prior')
     """
-    for name in (method, *rebalance):
-        if name not in NAMES:
-            raise ValueError(f"{name!r} has no label; choose from {', '.join(NAMES)}, or add a line to NAMES")
-    return " + ".join(NAMES[name] for name in (method, *rebalance))
+    return " + ".join(NAMES.get(name, f"{name} (own)" if name in NAMES.values() else name)
+                      for name in (method, *rebalance))
 
 
 def load_run(folder):
@@ -147,6 +147,9 @@ def format_starts(run):
 
 def load_runs(folder):
     """Read every run in a folder of run folders, ordered by data set, unlabeled classes, method and seed.
+
+    Methods come by base learner, then by how many re-balancing methods are put on it, and within that in the order of
+    `NAMES`; methods of your own come last, by name.
 
     Returns
     -------
@@ -257,7 +260,9 @@ def bias_table(runs):
         "medium", "tail" by labeled frequency), and in [0, 1] ``recall`` and ``precision``, of the pseudo-labels of the
         last 20 windows together, whether confident or not, and ``accuracy``, the test accuracy as in ``result.json``.
         A group's recall and precision are means over its classes for which they exist; NaN where none does: recall
-        of a class without unlabeled images, precision of a class never predicted.
+        of a class without unlabeled images, precision of a class never predicted. In all rows of a run ``known`` and
+        ``unknown``: how many of these pseudo-labels belong to images whose true class is known, which recall and
+        precision are about, and how many are left out of them.
 
     Raises
     ------
@@ -269,15 +274,50 @@ def bias_table(runs):
         if run.result is None:
             raise ValueError(f"run {run.name} is unfinished")
         labels, test = run.last_pseudo_labels(), run.result["plain"]
+        known, unknown = known_and_unknown(labels)
         per_class = {"recall": recall(labels), "precision": precision(labels),
                      "accuracy": np.array(test["per_class"], dtype=float)}
         who = {"method": run.label, "seed": run.config["seed"]}
-        rows += [who | {"part": k} | {name: float(values[k]) for name, values in per_class.items()}
+        counted = {"known": known, "unknown": unknown}
+        rows += [who | {"part": k} | {name: float(values[k]) for name, values in per_class.items()} | counted
                  for k in range(labels.shape[-1])]
         for group, classes in groups_of(run).items():
             rows.append(who | {"part": group, "accuracy": test["groups"].get(group, np.nan)}
-                        | {name: _mean(per_class[name][classes]) for name in ("recall", "precision")})
-    return pd.DataFrame(rows, columns=["method", "seed", "part", *MEASURES])
+                        | {name: _mean(per_class[name][classes]) for name in ("recall", "precision")} | counted)
+    return pd.DataFrame(rows, columns=["method", "seed", "part", *MEASURES, "known", "unknown"])
+
+
+def known_and_unknown(counts):
+    """Return the numbers of pseudo-labels of images whose true class is known, and is not; counts (K + 1, K) or (K, K).
+
+    Examples
+    --------
+    >>> known_and_unknown(np.array([[3, 1], [0, 4], [2, 0]]))
+    (8, 2)
+    """
+    k = counts.shape[-1]
+    return int(counts[:k].sum()), int(counts[k:].sum())
+
+
+def unknown_in_bias(table):
+    """Say how many pseudo-labels a `bias_table` leaves out of recall and precision: those of images of unknown class.
+
+    Returns
+    -------
+    dict of str to str
+        By method, in order of appearance: one line; a method that saw no such image is absent.
+    """
+    one_row_a_run = table[table["part"] == table["part"].iloc[0]]
+    totals = one_row_a_run.groupby("method", sort=False)[["known", "unknown"]].sum()
+    lines = {}
+    for method, (known, unknown) in zip(totals.index, totals.to_numpy().tolist(), strict=True):
+        if unknown:
+            lines[method] = (
+                f"{method}: {unknown:,} of {known + unknown:,} pseudo-labels left out of recall and precision: true "
+                "class unknown" if known else
+                f"{method}: no recall and precision, true classes unknown: {unknown:,} pseudo-labels, counts of "
+                "predictions only")
+    return lines
 
 
 def groups_of(run):
@@ -303,7 +343,8 @@ def over_seeds(table):
 def format_bias(table):
     """Text of a `bias_table` in percent: a row for each method and measure, groups first, then classes.
 
-    Where a method has several seeds, rows of sample standard deviations follow the means.
+    Where a method has several seeds, rows of sample standard deviations follow the means. A line below the table says
+    of each method how many pseudo-labels of images of unknown class are left out, if there are any.
     """
     stats = over_seeds(table)
     rows = []
@@ -315,7 +356,7 @@ def format_bias(table):
                 values = values.reindex(sorted(values.index, key=lambda part: isinstance(part, int)))
                 rows.append({"method": method, "in %": measure, "seeds": seeds, "": statistic}
                             | {str(part): _plus_minus(value) for part, value in values.items()})
-    return _text(pd.DataFrame(rows)) if rows else "no finished run"
+    return "\n".join([_text(pd.DataFrame(rows)), *unknown_in_bias(table).values()]) if rows else "no finished run"
 
 
 def share_table(runs):
@@ -329,16 +370,20 @@ def share_table(runs):
     Returns
     -------
     DataFrame
-        Index: the methods, in order of appearance, then "true", over the images of known class of all runs; one column
-        for each class. In [0, 1], each row sums to 1; NaN for a method without pseudo-labels.
+        Index: the methods, in order of appearance, then "true", over the images of known class of all runs. A column
+        for each class, in [0, 1], which sum to 1 in a row; NaN for a method without pseudo-labels, and in "true" if no
+        class is known. Then ``known`` and ``unknown``, as in `bias_table`: a method's shares are those of both.
     """
     counts = {}
     for run in runs:
         counts[run.label] = counts.get(run.label, 0) + run.last_pseudo_labels()
-    shares = {label: predicted_share(total) for label, total in counts.items()}
-    if counts:
-        shares["true"] = predicted_share(sum(counts.values())[:-1].T)
-    return pd.DataFrame.from_dict(shares, orient="index")
+    if not counts:
+        return pd.DataFrame(columns=["known", "unknown"])
+    total = sum(counts.values())
+    table = pd.DataFrame([*(predicted_share(each) for each in counts.values()), predicted_share(total[:-1].T)],
+                         index=[*counts, "true"])
+    table[["known", "unknown"]] = [known_and_unknown(each) for each in (*counts.values(), total)]
+    return table
 
 
 def share_change(runs):
@@ -366,16 +411,85 @@ def share_change(runs):
 
 
 def format_shares(table):
-    """Text of a `share_table` in percent."""
+    """Text of a `share_table` in percent; a line below says over how many pseudo-labels the true shares are."""
+    if table.empty:
+        return "no finished run"
+    shares = table.drop(columns=["known", "unknown"])
     rows = [{"method": label, "in %": "share"} | {str(k): _plus_minus(share) for k, share in values.items()}
-            for label, values in table.iterrows()]
-    return _text(pd.DataFrame(rows)) if rows else "no finished run"
+            for label, values in shares.iterrows()]
+    known, unknown = table.loc["true", ["known", "unknown"]].astype(int)
+    note = unknown_in_shares(known, unknown)
+    return _text(pd.DataFrame(rows)) + (f"\n{note}" if note else "")
+
+
+def unknown_in_shares(known, unknown):
+    """Say over how many pseudo-labels true class shares are; nothing if the true class is known for all of them.
+
+    Parameters
+    ----------
+    known, unknown : int
+        Numbers of pseudo-labels, from `known_and_unknown`.
+
+    Examples
+    --------
+    >>> unknown_in_shares(8, 2)
+    'true: without 2 of 10 pseudo-labels, whose true class is unknown'
+    >>> unknown_in_shares(8, 0)
+    ''
+    """
+    if not unknown:
+        return ""
+    if not known:
+        return f"true: unknown for all {unknown:,} pseudo-labels, counts of predictions only"
+    return f"true: without {unknown:,} of {known + unknown:,} pseudo-labels, whose true class is unknown"
+
+
+def format_estimate(run):
+    """Text table of the class counts of the unlabeled images that a run of ``distribution_estimate`` ends with.
+
+    Parameters
+    ----------
+    run : Run
+        A finished one.
+
+    Returns
+    -------
+    str
+        Class, estimated images and their share in percent, and the number of evaluations that it is the mean of; or a
+        line saying that no estimate was accepted.
+
+    Raises
+    ------
+    ValueError
+        If the run is unfinished or estimates nothing.
+    """
+    if run.result is None:
+        raise ValueError(f"run {run.name} is unfinished")
+    if "unlabeled_counts" not in run.result:
+        raise ValueError(f"run {run.name} estimates no class counts: its method is {run.config['method']!r}, and only "
+                         "'distribution_estimate' does")
+    counts, estimates = run.result["unlabeled_counts"], run.metrics["unlabeled_estimate"]
+    if counts is None:
+        return (f"no estimate was accepted in {len(estimates)} evaluations: counts below 0, or a confusion matrix "
+                "that is nearly singular")
+    total = sum(counts)
+    rows = [{"class": k, "estimated images": f"{n:,.1f}", "share in %": _plus_minus(n / total)}
+            for k, n in enumerate(counts)]
+    accepted = sum(isinstance(estimate, list) for estimate in estimates)  # a missing one may be None or NaN
+    return (_text(pd.DataFrame(rows))
+            + f"\n{total:,.0f} unlabeled images; mean of the estimates accepted in {accepted} of {len(estimates)} "
+              "evaluations")
 
 
 def _order(run):
-    config, names = run.config, list(NAMES)
-    method = [names.index(name) for name in (config["method"], *config["rebalance"])]
-    return config["dataset"], config["unlabeled"], len(method), method, config["seed"], run.name
+    config = run.config
+    first, *others = (_rank(name) for name in (config["method"], *config["rebalance"]))
+    return config["dataset"], config["unlabeled"], first, len(others), others, config["seed"], run.name
+
+
+def _rank(name):
+    """Place of a method in `NAMES`; own ones come after all of them, by name."""
+    return (list(NAMES).index(name), "") if name in NAMES else (len(NAMES), name)
 
 
 def _field(run, name):

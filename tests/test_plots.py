@@ -10,7 +10,18 @@ from PIL import Image
 from dasolib import plots
 from dasolib.results import bias_table, method_label
 from tests.hand_made import FINAL, TEST, counts_of, make_run
-from tests.test_results import BETTER, legal_combinations
+from tests.test_results import ALL_UNKNOWN, BETTER, SOME_UNKNOWN, legal_combinations
+
+TABLE_1 = ["Supervised", "Supervised + LA", "FixMatch", "FixMatch + DARP", "FixMatch + CReST+", "FixMatch + DASO",
+           "FixMatch + LA", "FixMatch + LA + DARP", "FixMatch + LA + CReST+", "FixMatch + LA + DASO", "FixMatch + ABC",
+           "FixMatch + DASO + ABC"]
+TABLE_2 = ["FixMatch", "FixMatch + DARP", "FixMatch + CReST", "FixMatch + CReST+", "FixMatch + DASO"]
+TABLE_3 = [label + more for label in ("Mean Teacher", "MixMatch", "ReMixMatch") for more in ("", " + DASO")]
+TABLE_4 = ["Supervised", *TABLE_2]
+TABLE_11 = [*TABLE_4, "Supervised + LA", "Supervised + LDAM-DRW", "Supervised + cRT", "Pseudo-Label", "USADTM",
+            "FixMatch + LA", "FixMatch + CB", "FixMatch + BOSS", "FixMatch + LA + DASO", "FixMatch + CB + DASO"]
+TABLE_13 = ["ReMixMatch", "ReMixMatch + DARP", "ReMixMatch + CReST+", "ReMixMatch + DASO"]
+FIGURE_5 = ["FixMatch", "FixMatch + DASO", "USADTM"]
 
 SEMANTIC = counts_of([5, 5, 0, 0], [0, 4, 0, 0], [0, 0, 0, 0], [0, 0, 1, 4])  # no image of class 2
 
@@ -34,15 +45,45 @@ def legend_texts(fig):
     return [text.get_text() for legend in fig.legends for text in legend.get_texts()]
 
 
-def test_every_legal_combination_looks_unlike_every_other():
-    looks = [plots.look(method_label(method, names)) for method, names in legal_combinations()]
-    for aspect in ("color", "dashes", "marker", "hatch"):
-        assert len({getattr(look, aspect) for look in looks}) == len(looks), aspect
+def test_every_legal_combination_looks_unlike_the_others_of_its_base_learner():
+    labels = [method_label(method, names) for method, names in legal_combinations()]
+    assert set(plots.LOOKS) <= set(labels)
+    for base in {label.split(" + ")[0] for label in labels}:
+        looks = [plots.look(label) for label in labels if label.split(" + ")[0] == base]
+        assert len(set(looks)) == len(looks), base
 
 
-def test_a_method_without_look_is_refused():
-    with pytest.raises(ValueError, match="method 'FixMatch [+] X' has no look; choose from FixMatch, "):
-        plots.look("FixMatch + X")
+def test_looks_that_are_given_differ_in_every_aspect_within_a_base_learner():
+    assert all(len(set(values)) == len(plots.ALL_LOOKS) for values in zip(*plots.ALL_LOOKS, strict=True))
+    for base in {label.split(" + ")[0] for label in plots.LOOKS}:
+        looks = [look for label, look in plots.LOOKS.items() if label.split(" + ")[0] == base]
+        for aspect in ("color", "dashes", "marker", "hatch"):
+            assert len({getattr(look, aspect) for look in looks}) == len(looks), (base, aspect)
+
+
+@pytest.mark.parametrize("labels", [TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_11, TABLE_13, FIGURE_5])
+def test_methods_that_the_paper_compares_have_a_colour_each(labels):
+    assert len({plots.LOOKS[label].color for label in labels}) == len(labels)
+
+
+def test_an_own_method_keeps_one_look_unlike_its_base_learner_alone_and_with_daso():
+    assert plots.look("FixMatch + divide_by_prior") == ("#CC79A7", (0, (1, 1)), "p", "OO")  # in every process
+    for label in (f"{base} + own_{i}" for base in ("FixMatch", "MixMatch", "Supervised") for i in range(200)):
+        base = label.split(" + ")[0]
+        for near in {base, f"{base} + DASO"} & set(plots.LOOKS):
+            pairs = zip(plots.look(label), plots.LOOKS[near], strict=True)
+            assert not any(own == other for own, other in pairs), (label, near)
+
+
+def test_derived_looks_use_all_colours():
+    colors = {plots.look(f"USADTM + own_{i}").color for i in range(300)}
+    assert colors == {look.color for look in plots.ALL_LOOKS} - {plots.look("USADTM").color}
+
+
+def test_a_figure_of_an_own_method_is_drawn(tmp_path):
+    table = bias_table([make_run(tmp_path)])
+    fig = plots.pseudo_label_bias(table.assign(method="FixMatch + own"))
+    assert same_color(lines_of(fig.axes[0])["FixMatch + own"].get_color(), plots.look("FixMatch + own").color)
 
 
 def test_bias_figure_shows_the_numbers_of_its_table(runs):
@@ -85,6 +126,69 @@ def test_spread_is_drawn_exactly_where_there_are_several_seeds(runs):
 def test_a_run_without_pseudo_labels_shows_its_test_accuracy_alone(tmp_path):
     table = bias_table([make_run(tmp_path, final=0 * FINAL)])
     assert [ax.get_title() for ax in plots.pseudo_label_bias(table).axes] == ["test accuracy", ""]
+
+
+def texts_of(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_bias_figure_says_that_no_true_class_is_known_in_place_of_recall_and_precision(tmp_path):
+    fig = plots.pseudo_label_bias(bias_table([make_run(tmp_path, final=ALL_UNKNOWN)]))
+    assert [ax.get_title() for ax in fig.axes[:3]] == [
+        "recall of pseudo-labels", "precision of pseudo-labels", "test accuracy"]
+    empty = ["true classes unknown:\ncounts of predictions only"]
+    assert [texts_of(ax) for ax in fig.axes] == [empty, empty, []] * 2
+    np.testing.assert_allclose(lines_of(fig.axes[2])["FixMatch"].get_ydata(), [0.9, 0.8, 0.6, 0.3])
+    assert "63 pseudo-labels, counts of predictions only" in fig.get_supxlabel()
+
+
+def test_figures_say_how_many_pseudo_labels_of_unknown_class_are_left_out(tmp_path, runs):
+    some = [make_run(tmp_path / "some", final=SOME_UNKNOWN), runs[2]]
+    bias, classes = plots.pseudo_label_bias(bias_table(some)), plots.class_distribution(some)
+    np.testing.assert_allclose(lines_of(bias.axes[0])["FixMatch"].get_ydata(), [0.8, 0.5, 0.5, 0.4])
+    assert not any(texts_of(ax) for ax in bias.axes + classes.axes)
+    assert bias.get_supxlabel() == (
+        "FixMatch: 15 of 78 pseudo-labels left out of recall and precision: true class unknown")
+    assert classes.get_supxlabel() == "FixMatch, true: without 15 of 78 pseudo-labels, whose true class is unknown"
+    np.testing.assert_allclose([bar.get_height() for bar in classes.axes[1].patches], np.array([10, 4, 2, 5]) / 21)
+    assert plots.pseudo_label_bias(bias_table(runs)).get_supxlabel() == ""
+    assert plots.class_distribution(runs).get_supxlabel() == ""
+
+
+def test_distribution_without_known_classes_has_a_text_in_place_of_the_true_bar(tmp_path):
+    fig = plots.class_distribution([make_run(tmp_path, final=ALL_UNKNOWN)])
+    tops = [area.get_paths()[0].vertices[:, 1].max() for area in fig.axes[0].collections]
+    np.testing.assert_allclose(tops, np.cumsum([14, 2, 1, 4]) / 21)
+    assert len(fig.axes[1].patches) == 0
+    assert texts_of(fig.axes[1]) == ["true classes unknown"]
+    assert fig.get_supxlabel() == "FixMatch, true: unknown for all 63 pseudo-labels, counts of predictions only"
+
+
+def test_confusion_shows_images_of_unknown_class_in_a_row_of_their_own():
+    fig = plots.linear_against_semantic(SOME_UNKNOWN, FINAL)
+    linear, semantic = (ax.images[0].get_array() for ax in fig.axes[:2])
+    np.testing.assert_allclose(np.diagonal(linear), [0.8, 0.5, 0.5, 0.4])
+    np.testing.assert_allclose(linear[4], [0.6, 0, 0.4, 0])
+    assert np.ma.getmaskarray(semantic)[4].all()
+    assert [text.get_text() for text in fig.axes[0].get_yticklabels()] == ["0", "1", "2", "3", "unknown"]
+    assert [ax.get_title() for ax in fig.axes[:2]] == [
+        "linear pseudo-labels (21)\nand 5 of unknown class", "semantic pseudo-labels (21)"]
+    assert linear.shape == semantic.shape == (5, 4)
+
+
+def test_confusion_without_known_classes_says_so_above_the_shares_of_predictions():
+    fig = plots.linear_against_semantic(ALL_UNKNOWN, ALL_UNKNOWN)
+    shares = fig.axes[0].images[0].get_array()
+    np.testing.assert_allclose(shares[4], np.array([14, 2, 1, 4]) / 21)
+    assert np.ma.getmaskarray(shares)[:4].all()
+    assert "true classes unknown:\ncounts of predictions only" in texts_of(fig.axes[0])
+
+
+def test_with_many_classes_the_unknown_row_keeps_its_name():
+    counts = np.ones((101, 100), dtype=int)
+    ax = plots.linear_against_semantic(counts, counts).axes[0]
+    ticks = {text.get_text(): text.get_position()[1] for text in ax.get_yticklabels()}
+    assert ticks["unknown"] == 100 and ticks["80"] == 80 and "100" not in ticks
 
 
 def test_runs_without_groups_have_one_row_of_panels(runs):
@@ -171,10 +275,13 @@ def test_png_is_a_picture_of_the_size_of_the_figure_and_the_same_each_time(runs)
         assert picture.size == (390, 348)  # 3.25 x 2.9 inches at 120 dots per inch
 
 
-def test_nothing_is_drawn_outside_the_figure(runs):
+def test_nothing_is_drawn_outside_the_figure(tmp_path, runs):
     linear, semantic = (runs[2].last_pseudo_labels(kind) for kind in ("linear", "semantic"))
+    unknown = [make_run(tmp_path / "unknown", final=ALL_UNKNOWN), runs[2]]
     for fig in (plots.pseudo_label_bias(bias_table(runs)), plots.linear_against_semantic(linear, semantic),
-                plots.class_distribution(runs), plots.accuracy_curves(runs)):
+                plots.class_distribution(runs), plots.accuracy_curves(runs),
+                plots.pseudo_label_bias(bias_table(unknown)), plots.class_distribution(unknown),
+                plots.linear_against_semantic(ALL_UNKNOWN, SOME_UNKNOWN)):
         fig.draw_without_rendering()
         box, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, fig

@@ -5,13 +5,17 @@ import itertools
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from dasolib.config import SCHEMA
 from dasolib.methods import LEARNERS
-from dasolib.rebalance import REBALANCERS, check_combination
+from dasolib.rebalance import BUILT_IN, REBALANCERS, check_combination
 from dasolib.results import (
+    NAMES,
     bias_table,
     format_bias,
+    format_estimate,
     format_shares,
     format_table,
     load_run,
@@ -25,6 +29,8 @@ from dasolib.results import (
 )
 from tests.hand_made import FINAL, TEST, counts_of, make_run, write_run
 
+ALL_UNKNOWN = np.array([[0] * 4] * 4 + [[14, 2, 1, 4]])  # the labels of FINAL, without any true class
+SOME_UNKNOWN = np.array([*FINAL[:4], [3, 0, 2, 0]])  # FINAL and five images of unknown class
 BETTER = np.array([[9, 1, 0, 0], [0, 10, 0, 0], [0, 0, 10, 0], [7, 0, 0, 3]])  # 32 of 40 right
 
 
@@ -46,9 +52,44 @@ def test_every_legal_combination_has_a_label_of_its_own():
     assert {"Supervised", "FixMatch", "FixMatch + LA", "FixMatch + DASO", "FixMatch + LA + DASO"} <= set(labels)
 
 
-def test_a_name_without_label_is_refused():
-    with pytest.raises(ValueError, match="'fixmach' has no label; choose from supervised, fixmatch"):
-        method_label("fixmach", ())
+def test_every_method_has_a_name_of_its_own_in_the_order_of_the_tables():
+    assert list(NAMES) == [*LEARNERS, *BUILT_IN]
+    assert len(set(NAMES.values())) == len(NAMES)
+
+
+def test_labels_are_written_as_in_the_paper_in_table_order():
+    labels = {method_label(*combination) for combination in legal_combinations()}
+    assert {"Pseudo-Label", "Mean Teacher + DASO", "MixMatch", "ReMixMatch + CReST+", "USADTM", "Supervised + cRT",
+            "FixMatch + DA", "FixMatch + LA + DARP", "FixMatch + DASO + ABC", "FixMatch + BOSS", "FixMatch + CReST",
+            "Supervised + LDAM-DRW", "Distribution estimate"} <= labels
+
+
+def test_an_own_method_is_printed_as_it_is_named_and_never_like_a_built_in_one():
+    assert method_label("fixmatch", ("la", "divide_by_prior")) == "FixMatch + LA + divide_by_prior"
+    assert method_label("fixmatch", ("DASO",)) == "FixMatch + DASO (own)"
+
+
+def test_a_run_of_an_own_method_is_read_and_tabled_where_it_is_not_registered(tmp_path):
+    folder = write_run(tmp_path / "r")
+    config = json.loads((folder / "config.json").read_text()) | {"rebalance": ["divide_by_prior"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "divide_by_prior" not in REBALANCERS
+    runs = load_runs(tmp_path)
+    assert results_table(runs)["method"].tolist() == ["FixMatch + divide_by_prior"]
+    assert format_bias(bias_table(runs)).splitlines()[1].startswith("FixMatch + divide_by_prior recall")
+
+
+def test_runs_come_by_base_learner_then_number_of_methods_then_table_order_and_own_ones_last(tmp_path):
+    order = [("supervised", ["crt"]), ("mean_teacher", []), ("mean_teacher", ["daso"]), ("usadtm", []),
+             ("fixmatch", []), ("fixmatch", ["la"]), ("fixmatch", ["darp"]), ("fixmatch", ["daso"]),
+             ("fixmatch", ["crest_plus"]), ("fixmatch", ["abc"]), ("fixmatch", ["a_method"]),
+             ("fixmatch", ["the_method"]), ("fixmatch", ["la", "daso"]), ("fixmatch", ["daso", "abc"]),
+             ("own_learner", [])]
+    for i, (method, rebalance) in enumerate(order):
+        folder = write_run(tmp_path / f"{len(order) - i:02}")
+        config = json.loads((folder / "config.json").read_text()) | {"method": method, "rebalance": rebalance}
+        (folder / "config.json").write_text(json.dumps(config))
+    assert [(run.config["method"], run.config["rebalance"]) for run in load_runs(tmp_path)] == order
 
 
 def test_a_run_is_read_from_the_small_files_alone(tmp_path):
@@ -100,7 +141,7 @@ def test_a_folder_that_is_no_run_or_has_another_schema_is_refused(tmp_path):
         load_run(tmp_path)
     folder = write_run(tmp_path / "r")
     (folder / "config.json").write_text(json.dumps({"schema": 99}))
-    with pytest.raises(ValueError, match="schema=99, and only 1 can be read"):
+    with pytest.raises(ValueError, match=f"schema=99, and only {SCHEMA} can be read"):
         load_run(folder)
 
 
@@ -241,10 +282,78 @@ def test_the_printed_bias_has_groups_first_and_a_row_of_std_only_for_several_see
 
 def test_shares_are_those_of_all_pseudo_labels_and_of_their_true_classes(tmp_path):
     table = share_table([make_run(tmp_path, rebalance="daso")])
-    np.testing.assert_allclose(table.loc["FixMatch + DASO"], np.array([14, 2, 1, 4]) / 21)
-    np.testing.assert_allclose(table.loc["true"], np.array([10, 4, 2, 5]) / 21)
-    assert format_shares(table).splitlines()[1].split() == "FixMatch + DASO share 66.7 9.5 4.8 19.0".split()
+    np.testing.assert_allclose(table.loc["FixMatch + DASO", [0, 1, 2, 3]], np.array([14, 2, 1, 4]) / 21)
+    np.testing.assert_allclose(table.loc["true", [0, 1, 2, 3]], np.array([10, 4, 2, 5]) / 21)
+    head, daso, true = format_shares(table).splitlines()
+    assert head.split() == ["method", "in", "%", "0", "1", "2", "3"]
+    assert daso.split() == "FixMatch + DASO share 66.7 9.5 4.8 19.0".split()
+    assert true.split() == "true share 47.6 19.0 9.5 23.8".split()
     assert format_shares(share_table([])) == "no finished run"
+
+
+def test_without_any_known_class_tables_hold_counts_of_predictions_and_say_so(tmp_path):
+    runs = [make_run(tmp_path, final=ALL_UNKNOWN)]
+    bias = bias_table(runs)
+    assert bias[["recall", "precision"]].isna().all(axis=None)
+    assert bias.set_index("part").loc["tail", "accuracy"] == 0.3
+    _, recall, precision, accuracy, *notes = format_bias(bias).splitlines()
+    assert recall.split() == "FixMatch recall 1 mean - - - - - - -".split()
+    assert accuracy.split() == "FixMatch accuracy 1 mean 90.0 70.0 30.0 90.0 80.0 60.0 30.0".split()
+    assert notes == ["FixMatch: no recall and precision, true classes unknown: 63 pseudo-labels, counts of predictions "
+                     "only"]
+    _, shares, true, *notes = format_shares(share_table(runs)).splitlines()
+    assert shares.split() == "FixMatch share 66.7 9.5 4.8 19.0".split()
+    assert true.split() == "true share - - - -".split()
+    assert notes == ["true: unknown for all 63 pseudo-labels, counts of predictions only"]
+
+
+def test_with_some_classes_unknown_tables_say_how_many_pseudo_labels_are_left_out(tmp_path):
+    """Three windows of 21 known and 5 unknown ones, of which 17, 2, 3 and 4 get each label."""
+    runs = [make_run(tmp_path, final=SOME_UNKNOWN), make_run(tmp_path, rebalance="daso")]
+    bias = bias_table(runs)
+    assert bias[["method", "known", "unknown"]].drop_duplicates().to_numpy().tolist() == [
+        ["FixMatch", 63, 15], ["FixMatch + DASO", 63, 0]]
+    known_only = bias_table(runs[1:]).set_index("part")["recall"]
+    np.testing.assert_array_equal(bias[bias["method"] == "FixMatch"].set_index("part")["recall"], known_only)
+    assert format_bias(bias).splitlines()[7:] == [
+        "FixMatch: 15 of 78 pseudo-labels left out of recall and precision: true class unknown"]
+    _, fixmatch, _, true, *notes = format_shares(share_table(runs)).splitlines()
+    assert fixmatch.split() == "FixMatch share 65.4 7.7 11.5 15.4".split()
+    assert true.split() == "true share 47.6 19.0 9.5 23.8".split()
+    assert notes == ["true: without 15 of 141 pseudo-labels, whose true class is unknown"]
+
+
+def test_pseudo_labels_left_out_are_added_up_over_seeds(tmp_path):
+    table = bias_table([make_run(tmp_path, seed=seed, final=SOME_UNKNOWN) for seed in (0, 1)])
+    assert format_bias(table).splitlines()[-1].startswith("FixMatch: 30 of 156 pseudo-labels left out")
+    assert "left out" not in format_bias(bias_table([make_run(tmp_path, seed=2)]))
+
+
+def estimating(run, counts, estimates):
+    """Make of a run one of distribution_estimate, with an estimate for each evaluation and what they come to."""
+    return dataclasses.replace(run, config=run.config | {"method": "distribution_estimate"},
+                               metrics=run.metrics.assign(unlabeled_estimate=pd.Series(estimates, dtype=object)),
+                               result=run.result | {"unlabeled_counts": counts})
+
+
+def test_an_estimate_is_a_table_of_images_and_shares(tmp_path):
+    estimates = [None, [1500.0, 301.0, 150.0, 49.0], [1500.0, 300.0, 150.0, 50.0]]
+    run = estimating(make_run(tmp_path), [1500.0, 300.5, 150.0, 49.5], estimates)
+    assert [line.split() for line in format_estimate(run).splitlines()] == [line.split() for line in (
+        "class estimated images share in %", "0 1,500.0 75.0", "1 300.5 15.0", "2 150.0 7.5", "3 49.5 2.5",
+        "2,000 unlabeled images; mean of the estimates accepted in 2 of 3 evaluations")]
+
+
+def test_where_no_estimate_was_accepted_a_line_says_so(tmp_path):
+    text = format_estimate(estimating(make_run(tmp_path), None, [None, None, None]))
+    assert text.startswith("no estimate was accepted in 3 evaluations: ") and "\n" not in text
+
+
+def test_a_run_without_estimate_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="run run estimates no class counts: its method is 'fixmatch', and only 'dist"):
+        format_estimate(make_run(tmp_path))
+    with pytest.raises(ValueError, match="run r is unfinished"):
+        format_estimate(load_run(write_run(tmp_path / "r", finished=False)))
 
 
 def test_the_change_of_shares_is_half_the_summed_difference_between_successive_windows(tmp_path):
