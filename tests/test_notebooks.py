@@ -15,14 +15,14 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import load_notebook_node
 
 from dasolib.config import make_config
-from dasolib.results import load_run
+from dasolib.results import format_estimate, load_run
 from dasolib.train import run
 from tests.tiny import save_tiny, tiny_arrays
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-READ_ONLY = {"pseudo_label_bias"}  # notebooks that read committed runs; only these store outputs
+READ_ONLY = {"pseudo_label_bias", "other_learners"}  # notebooks that read committed runs; only these store outputs
 
 TINY = {"n1": 12, "m1": 24, "gamma_l": 4.0, "batch_size": 4, "unlabeled": "reversed", "threads": 1, "device": "cpu"}
 
@@ -226,9 +226,51 @@ def test_pseudo_label_bias_copes_with_an_empty_folder(tmp_path):
 
 @slow
 @pytest.mark.parametrize("cwd", [ROOT, NOTEBOOKS], ids=["root", "notebooks"])
-def test_pseudo_label_bias_by_default_prints_what_is_stored(cwd, tmp_path):
-    """The committed runs, from either folder; running it again leaves no difference in what it prints."""
-    assert printed(execute("pseudo_label_bias", tmp_path, cwd=cwd)) == printed(stored("pseudo_label_bias"))
+@pytest.mark.parametrize("name", sorted(READ_ONLY))
+def test_a_notebook_of_committed_runs_prints_by_default_what_is_stored(name, cwd, tmp_path):
+    """From either folder; running it again leaves no difference in what it prints."""
+    assert printed(execute(name, tmp_path, cwd=cwd)) == printed(stored(name))
+
+
+@slow
+def test_other_learners_names_what_is_missing(tmp_path):
+    (tmp_path / "runs").mkdir()
+    notebook = execute("other_learners", tmp_path, {"runs_dir": str(tmp_path / "runs")})
+    assert reading(notebook) == "Reading: no pair of finished runs to compare."
+    assert printed(notebook).count("absent") == 4
+    assert pictures(notebook) == []
+
+
+@slow
+def test_train_reports_an_estimate_of_the_unlabeled_class_counts(tmp_path):
+    parameters = TINY | {"dataset": save_tiny(tmp_path), "run_dir": str(tmp_path / "run"), "total_steps": 2,
+                         "method": "distribution_estimate", "settings": {"n_val": 40}}
+    notebook = execute("train", tmp_path, parameters)
+    assert format_estimate(load_run(tmp_path / "run")) in printed(notebook)
+
+
+def own_method():
+    (cell,) = [cell for cell in stored("add_your_own").cells if "own-method" in cell.metadata.get("tags", ())]
+    return cell.source
+
+
+def test_the_own_method_is_one_short_file_and_the_readme_shows_the_same(tmp_path):
+    assert len(own_method().splitlines()) <= 30
+    assert f"```python\n{own_method()}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@slow
+def test_the_own_method_registered_in_a_notebook_trains_and_is_reported_beside_fixmatch(tmp_path):
+    parameters = {"total_steps": 20, "runs_dir": str(tmp_path / "runs"), "threads": 1}
+    trained = execute("add_your_own", tmp_path, parameters, cwd=ROOT)
+    again = execute("add_your_own", tmp_path, parameters, cwd=NOTEBOOKS)
+    assert reading(again) == reading(trained)
+    plain, own = sorted((load_run(folder) for folder in (tmp_path / "runs").iterdir()),
+                        key=lambda each: len(each.config["rebalance"]))
+    assert own.config["rebalance"] == ["divide_by_prior"] and own.label == "FixMatch + divide_by_prior"
+    assert (own.counts["pseudo_labels"] != plain.counts["pseudo_labels"]).any()
+    accuracy, with_own = (100 * each.result["plain"]["accuracy"] for each in (plain, own))
+    assert f"test accuracy {accuracy:.1f} -> {with_own:.1f} %" in reading(trained)
 
 
 @each_notebook
