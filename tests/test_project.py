@@ -88,7 +88,7 @@ def imported(text):
 
 
 def test_every_imported_package_is_declared_in_pyproject():
-    ours = set(sys.stdlib_module_names) | {"dasolib", "tests"}
+    ours = set(sys.stdlib_module_names) | {"dasolib", "tests", "benchmarks"}
     distributions = packages_distributions()
     undeclared = {
         f"{name} in {path.relative_to(ROOT)}"
