@@ -1,5 +1,6 @@
 """The recordings of the published implementation come out again, and would not if the method were wrong."""
 
+import functools
 import hashlib
 import json
 import os
@@ -13,24 +14,21 @@ import numpy as np
 import pytest
 import torch
 
-from dasolib import losses
-from dasolib.ema import EMA, ema_decay
-from dasolib.methods import fixmatch
-from dasolib.models import View
-from dasolib.pseudo_labels import PseudoLabels, blend, blend_weights, confident_labels, count_classes
-from dasolib.rebalance import daso as daso_module
-from dasolib.rebalance.daso import Daso
-from tests import replay as replay_module
+from tests.mutations import MUTATIONS, RECORDINGS
 from tests.replay import NOT_OUTPUTS, main, replay, replay_trajectory
 from tests.replay_primitives import FLOAT_TOLERANCE, float64
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "tests" / "data" / "golden"
 SUPPORTED = (
-    "supervised", "supervised_la", "supervised_cb", "supervised_ldam_drw", "fixmatch", "fixmatch_la", "fixmatch_daso",
-    "fixmatch_daso_la", "fixmatch_daso_fixed_blend", "fixmatch_daso_no_psa", "splits", "schedules", "losses", "wrn",
-    "randaugment",
+    "supervised", "supervised_la", "supervised_cb", "supervised_ldam_drw", "crt", "pseudo_label", "mean_teacher",
+    "mean_teacher_daso", "mixmatch", "mixmatch_daso", "remixmatch", "remixmatch_da", "remixmatch_darp",
+    "remixmatch_crest_plus", "remixmatch_daso", "usadtm", "fixmatch", "fixmatch_la", "fixmatch_da", "fixmatch_darp",
+    "fixmatch_crest", "fixmatch_crest_plus", "fixmatch_abc", "fixmatch_daso", "fixmatch_daso_la", "fixmatch_daso_abc",
+    "fixmatch_daso_fixed_blend", "fixmatch_daso_no_psa", "splits", "schedules", "losses", "wrn", "randaugment", "darp",
+    "darp_estimate",
 )
+WEIGHTS = "init_wrn28_1"
 
 
 def recordings():
@@ -43,6 +41,10 @@ def recordings():
         return
     for name in SUPPORTED:
         yield pytest.param(Path(folder).resolve() / f"{name}.npz", id=f"DASO_GOLDEN-{name}")
+
+
+def test_every_shipped_recording_is_replayed():
+    assert {path.stem for path in SHIPPED.glob("*.npz")} <= {*SUPPORTED, WEIGHTS}
 
 
 def above_tolerance(rows):
@@ -90,31 +92,47 @@ def digest(tensors, names):
             "l2": torch.stack([t.norm() for t in own]).numpy(), "first8": first8}
 
 
-def record(source, target, **changes):
-    """Write the small recording `target` of the shipped one `source`, with `changes` to its configuration."""
+def record(source, target, alter=None, **changes):
+    """Write a small recording `target` with the inputs of the shipped one `source` and all outputs that we have.
+
+    `changes` are made to its configuration; `alter` changes its inputs in place.
+    """
     with np.load(SHIPPED / f"{source}.npz") as archive:
-        z = {name: array[..., ::4, ::4] if array.ndim == 4 else array for name, array in archive.items()}
+        z = {name: array[..., ::4, ::4] if array.ndim == 4 else array for name, array in archive.items()
+             if re.fullmatch(NOT_OUTPUTS, name)}
+        names = archive["final/model/name"]
     z["config"] = np.array(json.dumps(json.loads(str(z["config"])) | changes))
-    shutil.copy(SHIPPED / "init_wrn28_1.npz", target.parent / "init_wrn28_1.npz")
-    target.parent.joinpath("init_wrn28_1.npz").chmod(0o644)
+    if alter is not None:
+        alter(z)
+    shutil.copy(SHIPPED / f"{WEIGHTS}.npz", target.parent)
+    target.parent.joinpath(f"{WEIGHTS}.npz").chmod(0o644)
     with float64():
-        got = replay_trajectory(z, target.parent)
+        got = replay_trajectory(z | {"final/model/name": names}, target.parent)
     for key in ("final/model", "final/ema"):
-        if f"{key}/name" in z:
-            got |= {f"{key}/{name}": array for name, array in digest(got[key], z[f"{key}/name"].tolist()).items()}
-    for name in z:
-        if name in got:
-            z[name] = np.asarray(got[name]).astype(z[name].dtype)
-    np.savez(target, **z)
-    return z
+        if key in got:
+            arrays = {"name": names} | digest(got.pop(key), names.tolist())
+            got |= {f"{key}/{name}": array for name, array in arrays.items()}
+    np.savez(target, **z, **got)
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small_recording(tmp_path_factory):
+    """Path of a small recording, by its name in `RECORDINGS`; each is written when it is first asked for."""
+    @functools.cache
+    def path_of(name):
+        source, changes, alter = RECORDINGS[name]
+        path = tmp_path_factory.mktemp(name) / f"{name}.npz"
+        record(source, path, alter, **changes)
+        return path
+    return path_of
+
+
+@pytest.fixture(scope="module")
+def small(small_recording):
     """A small recording of FixMatch with DASO, whose branches are all taken."""
-    torch.set_num_threads(1)
-    path = tmp_path_factory.mktemp("recording") / "fixmatch_daso.npz"
-    z = record("fixmatch_daso", path)
+    path = small_recording("fixmatch_daso")
+    with np.load(path) as archive:
+        z = dict(archive.items())
     steps = json.loads(str(z["config"]))["steps"]
     for k in range(steps):
         assert 0 < z[f"step{k}/out/mask"].sum() < 20
@@ -127,7 +145,7 @@ def small(tmp_path_factory):
 
 def altered_copy(path, folder, name, alter):
     """Copy a recording with its initial weights; `alter` changes its arrays in place."""
-    shutil.copy(path.parent / "init_wrn28_1.npz", folder)
+    shutil.copy(path.parent / f"{WEIGHTS}.npz", folder)
     with np.load(path) as archive:
         z = dict(archive.items())
     alter(z)
@@ -141,8 +159,9 @@ def alter_config(**changes):
     return alter
 
 
-def test_a_small_recording_comes_out_again(small):
-    assert max(row.error for row in replay(small)) == 0
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_a_small_recording_comes_out_again(name, small_recording):
+    assert max(row.error for row in replay(small_recording(name))) == 0
 
 
 def test_a_recording_under_another_name_with_other_settings_comes_out_again(tmp_path):
@@ -154,14 +173,12 @@ def test_a_recording_under_another_name_with_other_settings_comes_out_again(tmp_
     record("fixmatch_daso", tmp_path / "anything.npz", daso=daso, schedule=schedule, ema_decay=0.6,
            ema_weight_decay=0.01, confidence_threshold=0.3, unlabeled_loss_weight=0.5, steps=3,
            start_iteration=0, max_iterations=9)
-    with np.load(tmp_path / "anything.npz") as archive:
-        recorded = {name for name in archive.files if not name.startswith(("step3", "step4"))}
-        np.savez(tmp_path / "shorter.npz", **{name: archive[name] for name in recorded})
-    rows = replay(tmp_path / "shorter.npz")
+    rows = replay(tmp_path / "anything.npz")
     assert max(row.error for row in rows) == 0
-    with np.load(tmp_path / "shorter.npz") as archive:
+    with np.load(tmp_path / "anything.npz") as archive:
         assert archive["step0/out/lr_used"] == pytest.approx(0.25 * 0.03)
         assert archive["step2/out/blend_weight"] == 0.3
+        assert "step3/out/lr_used" not in archive.files
 
 
 @pytest.mark.parametrize("name", ["splits", "schedules", "losses"])
@@ -173,161 +190,23 @@ def test_primitives_are_known_by_their_arrays_under_another_name(name, tmp_path)
 # --- what a replay must notice ---------------------------------------------------------------------------------------
 
 
-def previous_semantic_labels(patch):
-    """Blend with the similarities of the batch before, as a benchmark in wide use does."""
-    ours, kept = Daso.refine, []
-
-    def refine(self, labels, feats, t):
-        got = ours(self, labels, feats, t)
-        kept.append(got.semantic)
-        if len(kept) < 2 or kept[-2] is None:
-            return got
-        return PseudoLabels(labels.linear, kept[-2], blend(labels.final, kept[-2], self.blend_weight()))
-    patch.setattr(Daso, "refine", refine)
-
-
-def weight_of_the_semantic_class(patch):
-    def by_semantic(linear, semantic, weight):
-        weight = weight[semantic.argmax(dim=-1)].unsqueeze(-1)
-        return (1 - weight) * linear + weight * semantic
-    patch.setattr(daso_module, "blend", by_semantic)
-
-
-def histogram_of_confident_labels_alone(patch):
-    ours = Daso.end_step
-
-    def end_step(self, labels, t):
-        kept = labels.final[confident_labels(labels.final, 0.39)[1] > 0]
-        ours(self, labels._replace(final=kept), t)
-    patch.setattr(Daso, "end_step", end_step)
-
-
-def histogram_of_linear_labels(patch):
-    ours = Daso.end_step
-    patch.setattr(Daso, "end_step", lambda self, labels, t: ours(self, labels._replace(final=labels.linear), t))
-
-
-def histogram_renewed_a_step_early(patch):
-    ours = Daso.end_step
-    patch.setattr(Daso, "end_step", lambda self, labels, t: ours(self, labels, t + 1))
-
-
-def histogram_that_is_never_emptied(patch):
-    def end_step(self, labels, t):
-        self.pending += count_classes(labels.final.argmax(dim=-1), len(self.pending))
-        if (t + 1) % self.refresh_steps == 0 and t + 1 < self.total_steps:
-            self.class_freq.copy_(self.pending)
-    patch.setattr(Daso, "end_step", end_step)
-
-
-def change_configuration(**changes):
-    def mutate(patch):
-        ours = replay_module.config_of
-        patch.setattr(replay_module, "config_of", lambda *args: ours(*args).model_copy(update=changes))
-    mutate.__name__ = f"{changes}"
-    return mutate
-
-
-def buffers_left_out_of_the_average(patch):
-    ours = EMA.update
-
-    def update(self, net, t, *, lr):
-        kept = [buffer.clone() for buffer in self.model.buffers()]
-        ours(self, net, t, lr=lr)
-        for buffer, old in zip(self.model.buffers(), kept, strict=True):
-            buffer.copy_(old)
-    patch.setattr(EMA, "update", update)
-
-
-def buffers_copied_into_the_average(patch):
-    ours = EMA.update
-
-    def update(self, net, t, *, lr):
-        ours(self, net, t, lr=lr)
-        for buffer, new in zip(self.model.buffers(), net.buffers(), strict=True):
-            buffer.copy_(new)
-    patch.setattr(EMA, "update", update)
-
-
-def average_updated_with_the_decay_of_the_next_step(patch):
-    patch.setattr("dasolib.ema.ema_decay", lambda t, cap: ema_decay(t + 1, cap))
-
-
-def prototypes_updated_after_the_joint_pass(patch):
-    """Semantic labels then come from prototypes that lack this step's labeled images."""
-    ours_see, ours_extra, waiting = Daso.see_labeled, Daso.extra_losses, []
-    patch.setattr(Daso, "see_labeled", lambda self, *seen: waiting.append(seen))
-
-    def extra_losses(self, labels, strong_feats, t):
-        ours_see(self, *waiting.pop())
-        return ours_extra(self, labels, strong_feats, t)
-    patch.setattr(Daso, "extra_losses", extra_losses)
-
-
-def blend_by_the_power_itself(patch):
-    patch.setattr(daso_module, "blend_weights", lambda freq, temperature: blend_weights(freq, 1 / temperature))
-
-
-def blend_weights_that_sum_to_one(patch):
-    def as_shares(freq, temperature):
-        weights = blend_weights(freq, temperature)
-        return weights / weights.sum()
-    patch.setattr(daso_module, "blend_weights", as_shares)
-
-
-def unlabeled_loss_over_confident_rows_alone(patch):
-    def masked(logits, target, *, row_weight=None):
-        return losses.cross_entropy(logits, target, row_weight=row_weight, denominator=row_weight.sum())
-    patch.setattr(fixmatch, "cross_entropy", masked)
-
-
-def views_passed_one_by_one(patch):
-    def one_by_one(net, *views):
-        feats = [net.features(view) for view in views]
-        return [View(own, net.head(own)) for own in feats]
-    patch.setattr(fixmatch, "forward_views", one_by_one)
-
-
-def alignment_that_trains_the_head_alone(patch):
-    ours = Daso.extra_losses
-    patch.setattr(Daso, "extra_losses",
-                  lambda self, labels, strong_feats, t: ours(self, labels, strong_feats.detach(), t))
-
-
-MUTATIONS = {
-    previous_semantic_labels: "step3/out/soft_pseudo_label",
-    weight_of_the_semantic_class: "step2/out/soft_pseudo_label",
-    histogram_of_confident_labels_alone: "step0/out/pseudo_labels_pending",
-    histogram_of_linear_labels: "step3/out/pseudo_label_counts",
-    histogram_renewed_a_step_early: "step0/out/pseudo_label_counts",
-    histogram_that_is_never_emptied: "step1/out/pseudo_labels_pending",
-    change_configuration(ema_train_mode=False): "step0/out/prototypes",
-    change_configuration(prototypes_from="student"): "step0/out/model_l2",  # its buffers move
-    buffers_left_out_of_the_average: "step0/out/ema_l2",
-    buffers_copied_into_the_average: "step1/out/ema_l2",
-    average_updated_with_the_decay_of_the_next_step: "step0/out/ema_l2",
-    prototypes_updated_after_the_joint_pass: "step2/out/semantic_probability",
-    blend_by_the_power_itself: "step2/out/soft_pseudo_label",
-    blend_weights_that_sum_to_one: "step2/out/soft_pseudo_label",
-    unlabeled_loss_over_confident_rows_alone: "step0/out/unlabeled_loss",
-    views_passed_one_by_one: "step0/out/logits_weak",
-    alignment_that_trains_the_head_alone: "step2/out/gradient_l2",
-    change_configuration(weight_decay=0.0): "step0/out/model_l2",
-    change_configuration(refresh_steps=1): "step0/out/pseudo_label_counts",
-}
-
-
 @pytest.mark.parametrize(
-    ("mutate", "first_wrong"), MUTATIONS.items(), ids=lambda value: getattr(value, "__name__", value)
+    ("recording", "mutate", "first_wrong"),
+    [pytest.param(recording, mutate, first_wrong, id=f"{recording}-{mutate.__name__}")
+     for recording, mutations in MUTATIONS.items() for mutate, first_wrong in mutations.items()],
 )
-def test_a_method_that_goes_wrong_is_noticed(mutate, first_wrong, small, monkeypatch):
+def test_a_method_that_goes_wrong_is_noticed(recording, mutate, first_wrong, small_recording, monkeypatch):
     """And not before it goes wrong: the outputs of earlier steps still agree."""
+    path = small_recording(recording)
     mutate(monkeypatch)
-    rows = replay(small)
-    wrong = above_tolerance(rows)
+    wrong = above_tolerance(replay(path))
     assert first_wrong in wrong
-    step = int(first_wrong[4])
-    earlier = tuple(f"step{k}/" for k in range(step))
+    with np.load(path) as archive:
+        settings = json.loads(str(archive["config"]))
+    kind, number = re.match(r"(step|generation|final)(\d*)/", first_wrong).groups()
+    first_step = {"step": lambda: int(number), "final": lambda: settings["steps"],
+                  "generation": lambda: (int(number) - 1) * settings["crest"]["generation_steps"]}[kind]()
+    earlier = tuple(f"step{k}/" for k in range(first_step))
     assert not [name for name in wrong if name.startswith(earlier)]
 
 
@@ -349,7 +228,8 @@ def test_one_altered_output_is_marked_and_the_exit_code_is_1(alter, first_wrong,
     lines = capsys.readouterr().out.splitlines()
     marked = [line.split()[0] for line in lines if "above tolerance" in line and line != lines[-1]]
     assert marked == [first_wrong]
-    assert lines[-1].startswith("altered.npz: 163 outputs, largest error ") and lines[-1].endswith("1 above tolerance")
+    summary = f"altered.npz: {len(lines) - 1} outputs, largest error "
+    assert lines[-1].startswith(summary) and lines[-1].endswith("1 above tolerance")
 
 
 @pytest.mark.parametrize(
@@ -368,10 +248,10 @@ def test_another_input_or_setting_gives_other_outputs(alter, small, tmp_path):
 
 def test_another_initial_weight_gives_other_outputs(small, tmp_path):
     path = altered_copy(small, tmp_path, "fixmatch_daso.npz", lambda z: None)
-    with np.load(tmp_path / "init_wrn28_1.npz") as archive:
+    with np.load(tmp_path / f"{WEIGHTS}.npz") as archive:
         weights = dict(archive.items())
     weights["encoder.init_conv.weight"][0, 0, 0, 0] += 1e-3
-    np.savez(tmp_path / "init_wrn28_1.npz", **weights)
+    np.savez(tmp_path / f"{WEIGHTS}.npz", **weights)
     assert {"step0/out/logits_all", "final/ema/l2"} <= set(above_tolerance(replay(path)))
 
 
@@ -391,7 +271,7 @@ def test_the_command_prints_each_output_and_a_summary_and_exits_with_0(small, ca
 @pytest.mark.parametrize(
     ("alter", "message"),
     [
-        (alter_config(algorithm="no_such_method"), "method='no_such_method': choose one of supervised, fixmatch"),
+        (alter_config(algorithm="no_such_method"), "method='no_such_method': choose one of supervised, "),
         (alter_config(rebalancers=["daso", "no_such_part"]), "rebalance='no_such_part': choose from la"),
         (lambda z: z.update({"step4/out/temperature_of_tomorrow": np.zeros(3)}),
          "outputs that no replay covers: step4/out/temperature_of_tomorrow"),
@@ -424,9 +304,49 @@ def test_a_missing_or_damaged_file_exits_with_2(content, tmp_path, capsys):
     assert f"{path}: cannot be replayed: " in capsys.readouterr().err
 
 
-def test_without_exactly_one_file_the_command_explains_itself(capsys):
-    assert main([]) == main(["a", "b"]) == 2
+def test_without_a_file_the_command_explains_itself(capsys):
+    assert main([]) == 2
     assert "python -m tests.replay FILE.npz" in capsys.readouterr().out
+
+
+def test_several_files_give_a_line_each(small, tmp_path, capsys):
+    """The exit code is that of the worst: 0 if all agree, 1 if one does not, 2 if one cannot be replayed."""
+    weights = small.parent / f"{WEIGHTS}.npz"
+    fine = [str(SHIPPED / "schedules.npz"), str(small), str(weights)]
+    assert main(fine) == 0
+    header, schedules, trajectory, passed_over = capsys.readouterr().out.splitlines()
+    assert header.split() == ["recording", "outputs", "largest", "error", "tolerance"]
+    assert schedules.split() == ["schedules.npz", "10", "0.00e+00", "1e-09", "pass"]
+    assert trajectory.startswith("fixmatch_daso.npz ") and trajectory.endswith(" pass")
+    assert passed_over.split() == [weights.name, "weights,", "nothing", "to", "compare"]
+
+    altered = altered_copy(small, tmp_path, "altered.npz",
+                           lambda z: z["step2/out/pseudo_label_counts"].__setitem__(4, 99))
+    assert main([str(altered), *fine]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[2:] == ["1.00e+00", "0e+00", "FAIL:", "1", "outputs"]
+    assert [line.endswith("pass") for line in lines[2:4]] == [True, True]
+
+    assert main([str(altered), str(tmp_path / "missing.npz"), *fine]) == 2
+    told = capsys.readouterr()
+    assert told.out.splitlines() == lines and "missing.npz: cannot be replayed: " in told.err
+
+
+def test_weights_alone_are_no_recording(capsys):
+    assert main([str(SHIPPED / f"{WEIGHTS}.npz")]) == 2
+    assert "it holds weights for other recordings, and no outputs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("darp", "newton_tolerance", 0.2), ("distribution_alignment", "eps", 1e-5)],
+)
+def test_a_setting_that_dasolib_does_not_have_is_refused(section, key, value, small_recording, tmp_path, capsys):
+    path = small_recording("fixmatch_da_darp")
+    with np.load(path) as archive:
+        recorded = json.loads(str(archive["config"]))
+    path = altered_copy(path, tmp_path, "altered.npz", alter_config(**{section: recorded[section] | {key: value}}))
+    assert main([str(path)]) == 2
+    assert f"{section}.{key}={value!r}: dasolib has " in capsys.readouterr().err
 
 
 def test_the_command_runs_as_a_program():
