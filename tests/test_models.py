@@ -171,3 +171,39 @@ def test_views_pass_together_so_that_batch_norm_sees_them_all():
     assert torch.equal(torch.cat([view.feats for view in together]), feats)
     assert torch.equal(torch.cat([view.logits for view in together]), joint.head(feats))
     assert not torch.allclose(together[0].feats, small_net().features(x), atol=1e-2)  # alone: other statistics
+
+
+# --- further heads ---------------------------------------------------------------------------------------------------
+
+
+def test_further_heads_see_the_same_features_and_have_the_outputs_asked_for():
+    net = small_net(heads={"rotation": 4, "balanced": 7})
+    feats = net.features(images(3, 3, 8, 8))
+    assert {name: head(feats).shape for name, head in net.heads.items()} == {"rotation": (3, 4), "balanced": (3, 7)}
+    assert len(small_net().heads) == 0
+
+
+def test_further_heads_leave_the_initial_weights_of_the_others_as_they_are_and_are_drawn_like_the_head():
+    plain, net = small_net().state_dict(), small_net(heads={"balanced": 100}).state_dict()
+    assert set(net) - set(plain) == {"heads.balanced.weight", "heads.balanced.bias"}
+    assert all(torch.equal(net[name], value) for name, value in plain.items())
+    spread = math.sqrt(2 / (64 + 100))
+    assert abs(net["heads.balanced.weight"].std() / spread - 1) < 5 / math.sqrt(2 * 6400)
+    assert not net["heads.balanced.bias"].any()
+
+
+def test_the_network_predicts_with_its_head_or_with_the_one_it_is_told_to():
+    x = images(3, 3, 8, 8)
+    plain, other = small_net(heads={"balanced": 4}), small_net(heads={"balanced": 4}, predictor="balanced")
+    feats = plain.eval().features(x)
+    assert torch.equal(plain(x), plain.head(feats)) and torch.equal(plain.predict(feats), plain.head(feats))
+    assert torch.equal(other.eval()(x), other.heads["balanced"](feats))
+    assert not torch.allclose(plain(x), other(x))
+    (view,) = forward_views(other, x)
+    assert torch.equal(view.logits, other.head(feats))  # the base learner trains its own head
+
+
+@pytest.mark.parametrize(("heads", "named"), [(None, "none"), ({"rotation": 4}, "rotation")])
+def test_a_predictor_that_is_no_head_is_refused(heads, named):
+    with pytest.raises(ValueError, match=f"predictor='balanced': choose None or one of the heads: {named}"):
+        small_net(heads=heads, predictor="balanced")

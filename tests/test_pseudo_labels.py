@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from dasolib.pseudo_labels import blend, blend_weights, confident_labels, count_classes, semantic_logits
+from dasolib.pseudo_labels import (
+    blend,
+    blend_weights,
+    confident_labels,
+    count_classes,
+    one_hot,
+    semantic_logits,
+    sharpen,
+)
 
 LINEAR, SEMANTIC = torch.tensor([[0.9, 0.1], [0.4, 0.6]]), torch.tensor([[0.2, 0.8], [0.5, 0.5]])
 
@@ -32,6 +40,45 @@ def test_fewer_rows_count_at_a_higher_threshold():
     probs = random_probs(200, 5, 1)
     kept = [confident_labels(probs, threshold)[1].sum() for threshold in (0.3, 0.5, 0.7, 0.95)]
     assert kept == sorted(kept, reverse=True) and kept[0] > kept[-1]
+
+
+def test_each_class_may_have_its_own_threshold():
+    """The threshold is that of the predicted class."""
+    probs = torch.tensor([[0.75, 0.25], [0.25, 0.75], [0.75, 0.25]])
+    target, mask = confident_labels(probs, torch.tensor([0.8, 0.7]))
+    assert target.tolist() == [0, 1, 0] and mask.tolist() == [0, 1, 0]
+    same = confident_labels(random_probs(50, 4, 0), torch.full((4,), 0.6))
+    assert all(torch.equal(a, b) for a, b in zip(same, confident_labels(random_probs(50, 4, 0), 0.6), strict=True))
+
+
+# --- sharpening ------------------------------------------------------------------------------------------------------
+
+
+def test_sharpening_matches_a_case_worked_by_hand():
+    """T = 1/2 squares: (.6, .3, .1) becomes (36, 9, 1) / 46. T = 2 takes roots: (.64, .36) becomes (8, 6) / 14."""
+    torch.testing.assert_close(sharpen(torch.tensor([[0.6, 0.3, 0.1]]), 0.5), torch.tensor([[36.0, 9.0, 1.0]]) / 46)
+    torch.testing.assert_close(sharpen(torch.tensor([[0.64, 0.36]]), 2), torch.tensor([[8.0, 6.0]]) / 14)
+
+
+def test_a_temperature_of_one_changes_nothing():
+    probs = random_probs(5, 3, 0)
+    assert sharpen(probs, 1) is probs and sharpen(probs, 1.0) is probs
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0, 10.0])
+def test_sharpened_rows_stay_probabilities_in_the_same_order(temperature):
+    probs = random_probs(40, 6, 3)
+    got = sharpen(probs, temperature)
+    torch.testing.assert_close(got.sum(dim=-1), torch.ones(40))
+    assert torch.equal(got.argsort(dim=-1), probs.argsort(dim=-1))
+    surer = got.max(dim=-1).values > probs.max(dim=-1).values
+    assert surer.all() if temperature < 1 else not surer.any()
+
+
+def test_extreme_temperatures_give_the_most_likely_class_or_all_alike():
+    probs = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
+    torch.testing.assert_close(sharpen(probs, 0.01), torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64))
+    torch.testing.assert_close(sharpen(probs, 1e6), torch.full((1, 3), 1 / 3, dtype=torch.float64), atol=1e-5, rtol=0)
 
 
 # --- semantic similarity ---------------------------------------------------------------------------------------------
@@ -164,3 +211,9 @@ def test_counts_equal_bincount_and_include_absent_classes(n, k):
     got = count_classes(target, k)
     assert got.dtype == torch.int64
     assert torch.equal(got, torch.bincount(target, minlength=k))
+
+
+def test_one_hot_rows_say_which_class_it_is():
+    target = torch.tensor([2, 0, 1, 2])
+    assert torch.equal(one_hot(target, 4).long(), torch.nn.functional.one_hot(target, 4))
+    assert one_hot(target, 4).dtype == torch.bool

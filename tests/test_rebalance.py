@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,14 +10,44 @@ from torch.nn import functional as F
 
 from dasolib.losses import cross_entropy, ldam_loss
 from dasolib.methods import LEARNERS
-from dasolib.models import WideResNet
+from dasolib.methods.step import Batch
+from dasolib.models import View, WideResNet
 from dasolib.pseudo_labels import PseudoLabels
-from dasolib.rebalance import REBALANCERS, Rebalance, build_rebalance, parse_rebalance
+from dasolib.rebalance import (
+    BUILT_IN,
+    REBALANCERS,
+    ROLES,
+    Rebalance,
+    build_rebalance,
+    check_combination,
+    parse_rebalance,
+    register,
+)
+from dasolib.rebalance.abc import HEAD, Abc, draw
+from dasolib.rebalance.boss import Boss
+from dasolib.rebalance.crest import Crest, progressive_temperature, selection_share
+from dasolib.rebalance.darp import Darp
 from dasolib.rebalance.daso import Daso, daso_queue_sizes
+from dasolib.rebalance.distribution_alignment import DistributionAlignment
 from dasolib.rebalance.logit_adjustment import LogitAdjustment, adjust_for_balanced_test
-from dasolib.rebalance.part import Part
+from dasolib.rebalance.part import Part, Population
 from dasolib.rebalance.reweighting import ClassBalanced, LdamDrw
-from tests.test_methods import COUNTS, random_batch, tiny_config, train
+from dasolib.train import run
+from tests.test_methods import (
+    COUNTS,
+    LEGAL,
+    N_UNLABELED,
+    UNLABELED_COUNTS,
+    K,
+    label,
+    new_training,
+    population,
+    random_batch,
+    tiny_config,
+    train,
+)
+from tests.tiny import save_tiny
+from tests.tiny import tiny_config as tiny_run_config
 
 LOGITS = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])  # probabilities (1/4, 3/4) and (1/2, 1/2)
 TARGET = torch.tensor([0, 1])
@@ -44,7 +75,7 @@ def test_no_name_is_no_re_balancing(nothing):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("dasso", "rebalance='dasso': choose from la, cb, ldam_drw, daso, or none"),
+        ("dasso", f"rebalance='dasso': choose from {', '.join(REBALANCERS)}, or none"),
         ("la,la", "rebalance='la,la': la is named twice"),
         (("daso", "LA"), "rebalance='LA': choose from"),
         (None, "rebalance=None: must be text or a list of names"),
@@ -61,25 +92,50 @@ def test_an_empty_set_leaves_every_moment_as_it_is():
     rebalance, probs = Rebalance({}), torch.eye(3)
     assert torch.equal(rebalance.labeled_loss(LOGITS, TARGET, 0), cross_entropy(LOGITS, TARGET))
     assert rebalance.adjust_labeled(LOGITS) is LOGITS
-    refined = rebalance.refine(probs, probs, 0)
+    refined = rebalance.refine(probs, probs, torch.arange(3), 0)
     assert refined.linear is probs and refined.final is probs and refined.semantic is None
-    assert rebalance.extra_losses(refined, probs, 0) == {}
-    assert not rebalance.state_dict()
+    target, mask, weight = rebalance.confident(torch.tensor([[0.7, 0.3], [0.4, 0.6]]), 0.65)
+    assert target.tolist() == [0, 1] and mask.tolist() == weight.tolist() == [1, 0]
+    assert rebalance.extra_losses(None, None, {}, refined, 0) == {}
+    assert not rebalance.uses_feats and not rebalance.state_dict()
+    with pytest.raises(ValueError, match="no method of none selects images for a next generation"):
+        rebalance.select(probs)
 
 
 def test_a_part_that_says_nothing_does_nothing():
-    part, before = Part(), labels(0, 1)
+    part, before, probs = Part(), labels(0, 1), torch.eye(3)
     assert part.adjust_labeled(LOGITS) is LOGITS
     assert part.labeled_loss(LOGITS, TARGET, 0) is None
-    assert part.refine(before, None, 0) is before
-    assert part.extra_losses(before, None, 0) == {}
-    assert part.see_labeled(None, None, None, None) is None
+    assert part.align(probs) is probs
+    assert part.refine(before, None, None, 0) is before
+    assert part.confident(probs, 0.5) is None
+    assert part.extra_losses(None, None, {}, before, 0) == {}
+    assert part.see_labeled(None, None, None, None) is None and part.see_feats(None, None) is None
     assert part.end_step(before, 0) is None
+    assert part.select(probs) is None and part.carry_over(Part()) is None
+    assert not part.uses_feats
+
+
+def test_the_target_is_sharpened_after_alignment_and_refined_after_that():
+    """As in ReMixMatch with DARP: the table holds what is aligned and sharpened; the linear label is sharpened only.
+
+    Means .5, target (.8, .2): rows (.6, .4) and (.4, .6) become (6, 1) / 7 and (8, 3) / 11 by 1.6 and .4.
+    Squared: (36, 1) / 37 and (64, 9) / 73.
+    """
+    parts = {"distribution_alignment": DistributionAlignment(torch.tensor([8, 2]), temperature=1, window=4),
+             "darp": Darp(torch.tensor([2.0, 1.0]), 3, warmup_steps=5, period=2, alpha=2.0)}
+    probs = torch.tensor([[0.6, 0.4], [0.4, 0.6]])
+    got = Rebalance(parts).refine(probs, None, torch.tensor([2, 0]), 0, temperature=0.5)
+    want = torch.tensor([[36 / 37, 1 / 37], [64 / 73, 9 / 73]])
+    torch.testing.assert_close(got.final, want, atol=1e-5, rtol=0)  # the constant in the quotient
+    torch.testing.assert_close(got.linear, torch.tensor([[36 / 52, 16 / 52], [16 / 52, 36 / 52]]))
+    torch.testing.assert_close(parts["darp"].predictions[[2, 0]], got.final)
+    assert parts["darp"].predictions[1].tolist() == [0.5, 0.5]
 
 
 def test_parts_are_built_in_table_order_with_the_settings_of_the_configuration():
     config = tiny_config("fixmatch", "daso,la", la_tau=0.5, queue_size=7, fixed_blend=0.25)
-    rebalance = build_rebalance(config, COUNTS, feat_dim=64)
+    rebalance = build_rebalance(config, population(config), feat_dim=64)
     assert list(rebalance.parts) == ["la", "daso"]
     torch.testing.assert_close(rebalance.parts["la"].offset, 0.5 * (COUNTS / 20).log())
     daso = rebalance.parts["daso"]
@@ -93,7 +149,7 @@ def test_every_line_names_only_settings_that_the_configuration_has(name):
     config = tiny_config(method, name)
     assert method in LEARNERS
     assert all(hasattr(config, field) for field in REBALANCERS[name].settings)
-    assert isinstance(build_rebalance(config, COUNTS, 64).parts[name], Part)
+    assert isinstance(build_rebalance(config, population(config), 64).parts[name], Part)
 
 
 # --- logit adjustment ------------------------------------------------------------------------------------------------
@@ -181,7 +237,11 @@ SEMANTIC = (torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]) / 
 
 
 def refine(daso, t):
-    return daso.refine(PseudoLabels(LINEAR, None, LINEAR), FEATS, t)
+    return daso.refine(PseudoLabels(LINEAR, None, LINEAR), FEATS, None, t)
+
+
+def extra_losses(daso, labels, strong_feats, t):
+    return daso.extra_losses(None, None, {"strong": View(strong_feats, None)}, labels, t)
 
 
 @pytest.mark.parametrize("fixed_blend", [None, 1.0])
@@ -191,7 +251,7 @@ def test_before_step_p_pseudo_labels_stay_linear_and_nothing_is_aligned(fixed_bl
     for t in range(3):
         got = refine(daso, t)
         assert got.semantic is None and torch.equal(got.final, LINEAR)
-        assert daso.extra_losses(got, FEATS, t) == {}
+        assert extra_losses(daso, got, FEATS, t) == {}
     assert refine(daso, 3).semantic is not None
 
 
@@ -215,7 +275,7 @@ def test_a_fixed_blend_is_the_share_of_the_semantic_label_for_every_class(share)
 def test_blending_acts_on_what_the_parts_before_it_made_of_the_label():
     daso = make_daso(fixed_blend=0.5)
     final = LINEAR.flip(1)
-    got = daso.refine(PseudoLabels(LINEAR, None, final), FEATS, 2)
+    got = daso.refine(PseudoLabels(LINEAR, None, final), FEATS, None, 2)
     torch.testing.assert_close(got.final, (final + SEMANTIC) / 2)
     assert torch.equal(got.linear, LINEAR)
 
@@ -254,9 +314,10 @@ def test_a_step_blends_by_the_histogram_of_the_steps_before_it():
     training, outs = train(config, 1)
     for t in range(1, 4):
         counts = torch.bincount(outs[-1].labels.final.argmax(dim=-1), minlength=3)
-        outs.append(training.step(random_batch("fixmatch", t), t))
-        linear, semantic, final = outs[-1].labels
-        weight = (counts / counts.max())[linear.argmax(dim=-1)][:, None]
+        outs.append(training.step(random_batch(config, t), t))
+        linear, semantic, final, by_class = outs[-1].labels
+        torch.testing.assert_close(by_class, counts / counts.max())
+        weight = by_class[linear.argmax(dim=-1)][:, None]
         torch.testing.assert_close(final, (1 - weight) * linear + weight * semantic)
 
 
@@ -264,7 +325,7 @@ def test_alignment_is_the_cross_entropy_of_strong_similarities_against_the_seman
     daso = make_daso(lambda_align=0.25)
     got = refine(daso, 2)
     strong = FEATS.flip(0).requires_grad_()
-    loss = daso.extra_losses(got, strong, 2)["semantic_alignment"]
+    loss = extra_losses(daso, got, strong, 2)["semantic_alignment"]
     log_probs = (strong.detach() / strong.detach().norm(dim=1, keepdim=True) / 0.5).log_softmax(dim=-1)
     torch.testing.assert_close(loss.detach(), -0.25 * (SEMANTIC * log_probs).sum() / 3)
     loss.backward()
@@ -273,7 +334,7 @@ def test_alignment_is_the_cross_entropy_of_strong_similarities_against_the_seman
 
 def test_alignment_of_weight_zero_is_no_term():
     daso = make_daso(lambda_align=0.0)
-    assert daso.extra_losses(refine(daso, 2), FEATS, 2) == {}
+    assert extra_losses(daso, refine(daso, 2), FEATS, 2) == {}
 
 
 @pytest.mark.parametrize(
@@ -290,8 +351,8 @@ def test_queues_are_equally_long_or_share_the_total_by_frequency(counts, length,
 
 
 def test_queues_sized_by_frequency_reach_the_bank():
-    daso = build_rebalance(tiny_config("fixmatch", "daso", queue_size=20, queue_sizing="frequency"), COUNTS, 64)
-    assert daso.parts["daso"].bank.queue_sizes.tolist() == [36, 18, 6]
+    config = tiny_config("fixmatch", "daso", queue_size=20, queue_sizing="frequency")
+    assert build_rebalance(config, population(config), 64).parts["daso"].bank.queue_sizes.tolist() == [36, 18, 6]
 
 
 # --- whose features are queued ---------------------------------------------------------------------------------------
@@ -341,7 +402,403 @@ def test_state_of_daso_goes_on_after_a_restore_as_without():
     resumed, _ = train(config, 0)
     resumed.restore(copy.deepcopy(through.state(3, 0.0)))  # a file would share no memory either
     for t in range(3, 6):
-        outs = [training.step(random_batch("fixmatch", t), t) for training in (through, resumed)]
+        outs = [training.step(random_batch(config, t), t) for training in (through, resumed)]
         assert torch.equal(outs[0].labels.final, outs[1].labels.final)
     for name, value in through.rebalance.state_dict().items():
         assert torch.equal(value, resumed.rebalance.state_dict()[name]), name
+
+
+def test_features_seen_by_the_teacher_fill_the_queues_like_those_of_an_own_pass():
+    daso = make_daso()
+    Rebalance({"la": LogitAdjustment(COUNTS, tau=1.0), "daso": daso}).see_feats(2 * torch.eye(3)[:1], torch.tensor([0]))
+    torch.testing.assert_close(daso.bank.prototypes[0], torch.tensor([1.5, 0.0, 0.0]))
+    assert Rebalance({"daso": daso}).uses_feats
+
+
+@pytest.mark.parametrize("combination", [c for c in LEGAL if c[0] in ("fixmatch", "remixmatch", "mixmatch")], ids=label)
+def test_an_evaluation_changes_no_state(combination):
+    config = tiny_config(*combination)
+    training, _ = train(config, 2)
+    before = copy.deepcopy(training.rebalance.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.randn(N_UNLABELED, K, generator=generator).softmax(dim=-1)
+    feats = torch.randn(N_UNLABELED, 64, generator=generator)
+    got = training.rebalance.refine(probs, feats, torch.arange(N_UNLABELED), 1, temperature=training.temperature,
+                                    update=False)
+    assert got.final.shape == (N_UNLABELED, K)
+    for name, value in training.rebalance.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+# --- distribution alignment ------------------------------------------------------------------------------------------
+
+
+def align(part, *rows, **settings):
+    return part.align(torch.tensor(rows), **settings)
+
+
+def test_alignment_scales_by_target_over_the_mean_of_the_window_with_this_batch_in_it():
+    """Window of two, target (3/4, 1/4). Means: (.5, .5), then (.4, .6), then of the last two batches (.5, .5)."""
+    part = DistributionAlignment(torch.tensor([3, 1]), temperature=1, window=2)
+    got = [align(part, [p, 1 - p]) for p in (0.5, 0.3, 0.7)]
+    a, b = 0.3 * 0.75 / 0.4, 0.7 * 0.25 / 0.6
+    want = [[0.75, 0.25], [a / (a + b), b / (a + b)], [0.7 * 0.75 / (0.7 * 0.75 + 0.3 * 0.25)] * 2]
+    want[2][1] = 1 - want[2][0]
+    for rows, expected in zip(got, want, strict=True):
+        torch.testing.assert_close(rows, torch.tensor([expected]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(part.running_mean(), torch.tensor([0.5, 0.5]))
+
+
+def test_the_window_holds_means_of_batches_not_of_rows():
+    part = DistributionAlignment(torch.tensor([1, 1]), temperature=1, window=5)
+    align(part, [1.0, 0.0], [1.0, 0.0], [1.0, 0.0])
+    align(part, [0.0, 1.0])
+    torch.testing.assert_close(part.running_mean(), torch.tensor([0.5, 0.5]))
+
+
+def test_a_mean_equal_to_the_target_leaves_labels_as_they_are():
+    part = DistributionAlignment(torch.tensor([6, 2]), temperature=1, window=128)
+    rows = torch.tensor([[0.9, 0.1], [0.6, 0.4]])
+    torch.testing.assert_close(part.align(rows), rows)
+
+
+@pytest.mark.parametrize(("temperature", "want"), [(1.0, [0.9, 0.1]), (0.5, [0.75, 0.25]), (0.0, [0.5, 0.5])])
+def test_the_exponent_flattens_the_target(temperature, want):
+    part = DistributionAlignment(torch.tensor([90, 10]), temperature=temperature, window=3)
+    torch.testing.assert_close(part.target, torch.tensor(want))
+
+
+def test_alignment_in_an_evaluation_uses_the_window_and_leaves_it():
+    part = DistributionAlignment(torch.tensor([3, 1]), temperature=1, window=2)
+    align(part, [0.5, 0.5])
+    before = copy.deepcopy(part.state_dict())
+    got = align(part, [0.2, 0.8], update=False)  # .2 * 1.5 : .8 * .5
+    torch.testing.assert_close(got, torch.tensor([[3 / 7, 4 / 7]]), atol=1e-5, rtol=0)
+    assert all(torch.equal(value, before[name]) for name, value in part.state_dict().items())
+
+
+def test_alignment_before_any_batch_gives_finite_probabilities():
+    part = DistributionAlignment(torch.tensor([3, 1]), temperature=1, window=2)
+    torch.testing.assert_close(align(part, [0.5, 0.5], update=False), torch.tensor([[0.75, 0.25]]), atol=1e-5, rtol=0)
+
+
+def test_alignment_over_many_batches_brings_the_mean_near_the_target():
+    part = DistributionAlignment(torch.tensor([5, 3, 2]), temperature=1, window=64)
+    generator = torch.Generator().manual_seed(0)
+    rows = [(torch.randn(32, 3, generator=generator) + torch.tensor([0.0, 0.0, 2.0])).softmax(dim=-1)
+            for _ in range(64)]
+    aligned = torch.cat([part.align(batch) for batch in rows])
+    target = torch.tensor([0.5, 0.3, 0.2])
+    assert (aligned.mean(dim=0) - target).abs().max() < (torch.cat(rows).mean(dim=0) - target).abs().max() / 3
+
+
+def test_alignment_aims_at_the_counts_that_darp_aims_at():
+    """Else at the labeled ones."""
+    for names, counts in (("distribution_alignment", COUNTS), ("distribution_alignment,darp", UNLABELED_COUNTS)):
+        config = tiny_config("fixmatch", names)
+        part = build_rebalance(config, population(config), 64).parts["distribution_alignment"]
+        torch.testing.assert_close(part.target, (counts / counts.sum()).float())
+
+
+# --- CReST -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_share_that_is_selected_mirrors_the_frequency_rank_in_any_order_of_classes():
+    """Cube roots of 1/64, 8/64 and 1: the most frequent class gets a quarter, the rarest all its images."""
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        counts, share = torch.tensor([64, 8, 1])[order], torch.tensor([0.25, 0.5, 1.0]).double()[order]
+        torch.testing.assert_close(selection_share(counts, 3), share)
+
+
+def test_equally_frequent_classes_rank_in_class_order_as_published():
+    """Class k gets the count of class K - 1 - k."""
+    torch.testing.assert_close(selection_share(torch.tensor([9, 9, 1]), 1), torch.tensor([1 / 9, 1, 1]).double())
+
+
+def make_probs(*rows):
+    """Two-class probabilities from (predicted class, confidence)."""
+    return torch.tensor([[p, 1 - p] if k == 0 else [1 - p, p] for k, p in rows])
+
+
+def test_the_most_confident_images_of_each_class_are_selected_and_their_number_is_cut_down():
+    """Shares (1/2, 1): of seven images of class 0 int(3.5) = 3, of two of class 1 both; the surest first."""
+    crest = Crest(torch.tensor([4, 2]), alpha=1)
+    probs = make_probs((0, 0.6), (1, 0.7), (0, 0.9), (0, 0.8), (1, 0.99), (0, 0.7), (0, 0.55), (0, 0.65), (0, 0.95))
+    rows, classes = crest.select(probs)
+    assert rows.tolist() == [8, 2, 3, 4, 1]
+    assert classes.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_a_class_that_nothing_is_predicted_as_gets_nothing():
+    rows, classes = Crest(torch.tensor([2, 2]), alpha=3).select(make_probs((1, 0.7), (1, 0.6)))
+    assert rows.tolist() == [0, 1] and classes.tolist() == [1, 1]
+    rows, classes = Crest(torch.tensor([8, 1]), alpha=3).select(make_probs((0, 0.7)))
+    assert rows.tolist() == [] and classes.tolist() == []  # int(1 / 2)
+
+
+@pytest.mark.parametrize("names", [("crest",), ("la", "crest_plus")])
+def test_the_set_passes_the_selection_on(names):
+    config = tiny_config("fixmatch", names)
+    rebalance = build_rebalance(config, population(config), 64)
+    rows, classes = rebalance.select(torch.tensor([[0.2, 0.2, 0.6], [0.1, 0.8, 0.1], [0.0, 0.3, 0.7]]))
+    assert rows.tolist() == [2, 0] and classes.tolist() == [2, 2]  # class 1: int((6 / 12)^(1 / 3)) = 0
+
+
+def test_crest_alone_leaves_the_labels_of_a_step_as_they_are():
+    probs = torch.tensor([[0.6, 0.4]])
+    assert Crest(torch.tensor([4, 2]), alpha=3).align(probs) is probs
+
+
+@pytest.mark.parametrize(("generation", "exponent"), [(0, 1.0), (1, 0.875), (2, 0.75), (3, 0.625), (4, 0.5)])
+def test_crest_plus_flattens_its_target_from_generation_to_generation(generation, exponent):
+    assert progressive_temperature(generation, 5, 0.5) == exponent
+    config = tiny_config("fixmatch", "crest_plus", n_generations=5)
+    part = build_rebalance(config, population(config, generation=generation), 64).parts["crest_plus"]
+    want = (COUNTS / 20) ** exponent
+    torch.testing.assert_close(part.alignment.target, want / want.sum())
+
+
+@pytest.mark.parametrize(("method", "names"), [("fixmatch", "crest_plus"), ("remixmatch", "crest_plus"),
+                                               ("remixmatch", "crest"), ("fixmatch", "distribution_alignment,crest")])
+def test_the_window_of_the_alignment_survives_a_generation_and_its_target_does_not(method, names):
+    config = tiny_config(method, names)
+    old, _ = train(config, 3)
+    new = new_training(config, generation=1)
+    fresh = copy.deepcopy(new.rebalance.state_dict())
+    kept = [name for name in fresh if name.endswith((".means", ".n_seen"))]
+    assert len(kept) == 2 and int(old.rebalance.state_dict()[kept[1]]) == 3
+    targets = {name: value.clone() for name, value in new.rebalance.named_buffers() if name.endswith("target")}
+    new.rebalance.carry_over(old.rebalance)
+    for name, value in new.rebalance.state_dict().items():
+        assert torch.equal(value, (old.rebalance.state_dict() if name in kept else fresh)[name]), name
+    for name, value in new.rebalance.named_buffers():
+        assert name not in targets or torch.equal(value, targets[name])
+
+
+def test_logit_adjustment_counts_the_selected_images_and_class_weights_do_not():
+    """So does the published implementation: it keeps the labeled loss of the first generation."""
+    known = Population(COUNTS, torch.tensor([12, 6, 12]), N_UNLABELED, None, 1)
+    la = build_rebalance(tiny_config("fixmatch", "la,crest"), known, 64).parts["la"]
+    torch.testing.assert_close(la.offset, torch.tensor([0.4, 0.2, 0.4]).log())
+    rebalance = build_rebalance(tiny_config("fixmatch", "cb,crest"), known, 64)
+    torch.testing.assert_close(rebalance.parts["cb"].weights, ClassBalanced(COUNTS, beta=0.999, warmup_steps=0).weights)
+    torch.testing.assert_close(rebalance.parts["crest"].share, selection_share(COUNTS, 3))
+
+
+# --- ABC -------------------------------------------------------------------------------------------------------------
+
+
+def make_abc(**settings):
+    """Four epochs of 10 steps; classes in no order of frequency."""
+    return Abc(torch.tensor([2, 8, 4]), **{"threshold": 0.6, "epoch_steps": 10, "n_epochs": 4.0} | settings)
+
+
+def test_labeled_images_are_kept_in_inverse_proportion_to_their_class():
+    torch.testing.assert_close(make_abc().labeled_share, torch.tensor([1.0, 0.25, 0.5]))
+
+
+@pytest.mark.parametrize(
+    ("t", "want"),
+    [
+        (0, [1.0, 1.0, 1.0]),
+        (9, [1.0, 1.0, 1.0]),  # an epoch moves as a whole
+        (10, [1.0, 1 - 0.25 * 0.75, 1 - 0.25 * 0.5]),
+        (20, [1.0, 0.625, 0.75]),
+        (39, [1.0, 1 - 0.75 * 0.75, 1 - 0.75 * 0.5]),
+        (40, [1.0, 0.25, 0.5]),
+    ],
+)
+def test_unlabeled_images_are_all_kept_at_first_and_like_labeled_ones_in_the_end(t, want):
+    torch.testing.assert_close(make_abc().unlabeled_share(t), torch.tensor(want))
+
+
+ABC_PROBS = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.1, 0.5, 0.4], [0.2, 0.7, 0.1]])
+
+
+def abc_losses(part, labels, t, *, keep_labeled, keep_unlabeled, strong):
+    """Losses of ABC with a head that passes features through; features are logits. Returns also the weak features."""
+    net = SimpleNamespace(heads={HEAD: torch.nn.Identity()})
+    weak = ABC_PROBS.log().requires_grad_()
+    views = {"labeled": View(torch.zeros(2, 3), None), "weak": View(weak, None), "strong": View(strong, None)}
+    draws = {"keep_labeled": torch.tensor(keep_labeled), "keep_unlabeled": torch.tensor(keep_unlabeled)}
+    batch = Batch(None, torch.tensor([0, 1]), {}, None, draws)
+    return part.extra_losses(net, batch, views, labels, t), weak
+
+
+def test_abc_learns_kept_labeled_rows_and_kept_confident_soft_labels():
+    """Labeled: kept below 1 and 1/4, that is row 0 alone: log 3 over two rows.
+
+    Unlabeled at t = 20: probabilities 1, .625 and .75. Rows 0, 1 and 3 are confident; their draws .99, .6 and .63
+    keep the first two. Strong logits of log 2 for class 0 give log probabilities log(1/2), log(1/4) and log(1/4).
+    """
+    strong = torch.tensor([[math.log(2), 0.0, 0.0]]).repeat(4, 1).requires_grad_()
+    losses, weak = abc_losses(make_abc(), PseudoLabels(torch.eye(3)[[2] * 4], None, torch.eye(3)[[2] * 4]), 20,
+                              keep_labeled=[0.99, 0.3], keep_unlabeled=[0.99, 0.6, 0.0, 0.63], strong=strong)
+    rows = [p0 * math.log(2) + (1 - p0) * math.log(4) for p0 in (0.7, 0.1)]
+    want = {"auxiliary_labeled": torch.tensor(math.log(3) / 2), "auxiliary_unlabeled": torch.tensor(sum(rows) / 4)}
+    torch.testing.assert_close({name: loss.detach() for name, loss in losses.items()}, want)
+    sum(losses.values()).backward()
+    assert weak.grad is None and strong.grad[:2].abs().sum() > 0 and not strong.grad[2:].any()
+
+
+def test_abc_keeps_every_confident_row_of_the_first_epoch():
+    strong = torch.zeros(4, 3)
+    losses, _ = abc_losses(make_abc(), labels(0, 0, 0, 0), 0, keep_labeled=[0.0, 0.0], keep_unlabeled=[0.999] * 4,
+                           strong=strong)
+    torch.testing.assert_close(losses["auxiliary_unlabeled"], torch.tensor(3 * math.log(3) / 4))
+    torch.testing.assert_close(losses["auxiliary_labeled"], torch.tensor(math.log(3)))
+
+
+def test_the_balanced_head_blends_the_semantic_label_by_its_own_prediction():
+    """Weights (1, .5, 0). The balanced head picks 0, 1, 1 and 1 where the other one picks 2 everywhere."""
+    semantic = torch.tensor([[0.0, 0.0, 1.0]]).repeat(4, 1)
+    other = torch.tensor([[0.0, 0.1, 0.9]]).repeat(4, 1)
+    given = PseudoLabels(other, semantic, other, torch.tensor([1.0, 0.5, 0.0]))
+    got = make_abc().target(ABC_PROBS.log(), given)
+    torch.testing.assert_close(got, torch.cat([semantic[:1], (ABC_PROBS[1:] + semantic[1:]) / 2]))
+    fixed = make_abc().target(ABC_PROBS.log(), given._replace(blend_weight=0.25))
+    torch.testing.assert_close(fixed, 0.75 * ABC_PROBS + 0.25 * semantic)
+    assert torch.equal(make_abc().target(ABC_PROBS.log(), labels(2, 2, 2, 2)), ABC_PROBS.log().softmax(dim=-1))
+
+
+def test_the_class_of_the_blended_target_says_whether_a_row_is_kept():
+    """All rows become class 2, whose probability is .5 in the end; their confidence is 1."""
+    semantic = torch.tensor([[0.0, 0.0, 1.0]]).repeat(4, 1)
+    losses, _ = abc_losses(make_abc(), PseudoLabels(semantic, semantic, semantic, 1.0), 40, keep_labeled=[0.0, 0.0],
+                           keep_unlabeled=[0.49, 0.51, 0.3, 0.99], strong=torch.zeros(4, 3))
+    torch.testing.assert_close(losses["auxiliary_unlabeled"], torch.tensor(2 * math.log(3) / 4))
+
+
+def test_abc_draws_a_uniform_number_for_each_image():
+    draws = draw(3000, 6000, generator=torch.Generator().manual_seed(0))
+    assert {name: len(value) for name, value in draws.items()} == {"keep_labeled": 3000, "keep_unlabeled": 6000}
+    for value in draws.values():
+        assert (value >= 0).all() and (value < 1).all() and abs(value.mean() - 0.5) < 4 / math.sqrt(12 * len(value))
+    assert not torch.equal(draws["keep_labeled"], draws["keep_unlabeled"][:3000])
+
+
+@pytest.mark.parametrize("names", ["la,abc", "distribution_alignment,abc", "darp,abc"])
+def test_logit_adjustment_alignment_and_darp_do_not_touch_the_balanced_head(names):
+    outs = [train(tiny_config("fixmatch", each), 1)[1][0] for each in ("abc", names)]
+    for name in ("auxiliary_labeled", "auxiliary_unlabeled"):
+        assert torch.equal(outs[0].losses[name], outs[1].losses[name])
+    assert any(not torch.equal(outs[0].losses[name], outs[1].losses[name]) for name in ("labeled", "unlabeled"))
+
+
+# --- BOSS ------------------------------------------------------------------------------------------------------------
+
+# Predicted four times as 0, twice as 1 and once as 2: thresholds .95, .95 - .25 / 2 = .825 and .95 - .25 * 3/4 = .7625.
+BOSS_PROBS = torch.tensor([
+    [0.96, 0.02, 0.02], [0.94, 0.03, 0.03], [0.99, 0.01, 0.0], [0.5, 0.3, 0.2],
+    [0.1, 0.83, 0.07], [0.1, 0.82, 0.08],
+    [0.1, 0.13, 0.77],
+])
+
+
+def test_boss_lowers_thresholds_and_raises_weights_of_rarely_predicted_classes():
+    """Weights 1/4, 1/2 and 1 sum to 3 over seven rows, so that they become 7/12, 7/6 and 7/3 before the mask."""
+    target, mask, weight = Boss(drop=0.25).confident(BOSS_PROBS, 0.95)
+    assert target.tolist() == [0, 0, 0, 0, 1, 1, 2]
+    assert mask.tolist() == [1, 0, 1, 0, 1, 0, 1]
+    torch.testing.assert_close(weight, torch.tensor([7 / 12, 0, 7 / 12, 0, 7 / 6, 0, 7 / 3]))
+    every = Boss(drop=1.0).confident(BOSS_PROBS, 0.0)[2]
+    torch.testing.assert_close(every.mean(), torch.tensor(1.0))
+
+
+def test_boss_without_a_drop_has_one_threshold():
+    assert Boss(drop=0.0).confident(BOSS_PROBS, 0.95)[1].tolist() == [1, 0, 1, 0, 0, 0, 0]
+
+
+def test_equally_frequent_predictions_make_boss_fixmatch():
+    probs = BOSS_PROBS[[0, 4, 6]]
+    target, mask, weight = Boss(drop=0.25).confident(probs, 0.8)
+    want = Rebalance({}).confident(probs, 0.8)
+    assert torch.equal(target, want[0]) and torch.equal(mask, want[1])
+    torch.testing.assert_close(weight, want[2])
+
+
+def test_the_set_lets_boss_decide_which_rows_count():
+    got = Rebalance({"boss": Boss(drop=0.25)}).confident(BOSS_PROBS, 0.95)
+    assert got[1].tolist() == [1, 0, 1, 0, 1, 0, 1]
+
+
+# --- a method of one's own -------------------------------------------------------------------------------------------
+
+
+class RunningPrior(Part):
+    """Divides pseudo-labels by a moving average of what was predicted."""
+
+    def __init__(self, n_classes, momentum=0.5):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("prior", torch.full((n_classes,), 1 / n_classes))
+
+    def refine(self, labels, feats, index, t, *, update=True):
+        if update:
+            self.prior.lerp_(labels.final.mean(dim=0), 1 - self.momentum)
+        scaled = labels.final / self.prior
+        return labels._replace(final=scaled / scaled.sum(dim=-1, keepdim=True))
+
+
+@pytest.fixture
+def clean_table():
+    """Leave the table as it was: other tests walk it."""
+    before = dict(REBALANCERS)
+    yield
+    REBALANCERS.clear()
+    REBALANCERS.update(before)
+
+
+def build_running_prior(population, feat_dim):
+    return RunningPrior(len(population.labeled))
+
+
+def test_an_own_method_trains_evaluates_and_is_stored_like_any_other(clean_table, tmp_path):
+    """Two steps of a run with an evaluation after each; the checkpoint holds what the method has learned."""
+    register("running_prior", build_running_prior, learners=["fixmatch"])
+    settings = {"rebalance": "running_prior,la", "total_steps": 2, "eval_steps": 1}
+    config = tiny_run_config(save_tiny(tmp_path), **settings)
+    assert config.rebalance == ("la", "running_prior")
+    result = run(config, tmp_path / "run", progress=False)
+    assert result["steps"] == result["evaluations"] == 2 and 0 <= result["plain"]["accuracy"] <= 1
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["rebalance"]
+    prior = state["parts.running_prior.prior"]
+    torch.testing.assert_close(prior.sum(), torch.tensor(1.0))
+    assert not torch.allclose(prior, torch.full_like(prior, 0.25), atol=1e-4)
+
+
+def test_an_own_method_obeys_the_rules_of_the_table(clean_table):
+    register("running_prior", build_running_prior, learners=["fixmatch", "pseudo_label"])
+    check_combination("pseudo_label", ("la", "running_prior"))
+    with pytest.raises(ValueError, match="method='usadtm' with rebalance='running_prior': it was registered for "
+                                         "fixmatch, pseudo_label"):
+        check_combination("usadtm", ("running_prior",))
+    with pytest.raises(ValueError, match="rebalance='daso,running_prior': both correct the pseudo-labels"):
+        check_combination("fixmatch", ("daso", "running_prior"))
+    register("running_prior", build_running_prior, learners=["fixmatch"], role="alignment")  # replaces the first
+    check_combination("fixmatch", ("daso", "running_prior"))
+    with pytest.raises(ValueError, match="both align the pseudo-labels"):
+        check_combination("fixmatch", ("distribution_alignment", "running_prior"))
+    assert "running_prior" not in BUILT_IN
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("daso", {}, "name='daso' is a built-in method; choose another name than la, cb"),
+        ("my method", {}, "name='my method': must be letters, digits and underscores"),
+        ("", {}, "name='': must be letters"),
+        (None, {}, "name=None: must be letters"),
+        ("mine", {"learners": ["fixmach"]}, "learners='fixmach': choose from supervised, "),
+        ("mine", {"role": "labels"}, f"role='labels': choose one of {', '.join(ROLES)}"),
+    ],
+)
+def test_a_wrong_registration_is_refused_and_leaves_the_table_alone(clean_table, name, settings, message):
+    before = dict(REBALANCERS)
+    with pytest.raises(ValueError, match=message):
+        register(name, build_running_prior, **{"learners": ["fixmatch"]} | settings)
+    assert REBALANCERS == before
+
+
+def test_the_own_methods_of_these_tests_are_gone():
+    assert tuple(REBALANCERS) == BUILT_IN
