@@ -166,7 +166,7 @@ class Config(BaseModel):
                     )
             if self.unlabeled == "uniform" and self.gamma_u != 1:
                 raise ValueError(f"gamma_u={self.gamma_u} with unlabeled='uniform': uniform means gamma_u = 1")
-        if self._needs("source") and self.source is None:
+        if self.needs("source") and self.source is None:
             raise ValueError("source=None: rebalance='crt' starts from a trained network; give the folder of a "
                              "finished run as source")
         if "daso" in self.rebalance and self.fixed_blend is None and self.pretrain_steps < self.refresh_steps:
@@ -176,13 +176,14 @@ class Config(BaseModel):
             )
         return self
 
-    def _needs(self, what):
+    def needs(self, what):
+        """Whether a re-balancing method needs what `dasolib.rebalance.NEEDS` calls by this name."""
         return any(what in REBALANCERS[name].needs for name in self.rebalance)
 
     @property
     def generations(self):
         """How often training starts from scratch: 1 without CReST."""
-        return self.n_generations if self._needs("generations") else 1
+        return self.n_generations if self.needs("generations") else 1
 
     @property
     def generation_steps(self):
@@ -210,7 +211,7 @@ class Config(BaseModel):
         """Return the settings that change nothing in this run, by name, with the reason."""
         learner = LEARNERS[self.method]
         own = {"alignment"} if learner.aligns and not self._has_alignment() else set()
-        own |= {"source"} if self._needs("source") or self._needs("unlabeled_counts") else set()
+        own |= {"source"} if self.needs("source") or self.needs("unlabeled_counts") else set()
         used = {*learner.settings, *learner.draw_settings, *own}
         used |= {name for part in self.parts() for name in REBALANCERS[part].settings}
         specific = {name for line in (*LEARNERS.values(), *REBALANCERS.values()) for name in line.settings}
@@ -228,7 +229,7 @@ class Config(BaseModel):
             unused["cosine_ratio"] = f"schedule={self.schedule!r} has no such ratio"
         if self.warmup_steps == 0:
             unused |= dict.fromkeys(("warmup_factor", "warmup_shape"), "there is no warm-up")
-        if self._needs("unlabeled_counts") and self.counts_hidden_labels:
+        if self.needs("unlabeled_counts") and self.counts_hidden_labels:
             unused["source"] = "the unlabeled classes are as imbalanced as the labeled ones: their hidden labels count"
         if self.fixed_blend is not None:
             unused["dist_temperature"] = "with a fixed_blend no histogram is used"
@@ -241,7 +242,7 @@ class Config(BaseModel):
         """Everything that makes this run another run, as JSON types: what has an effect, but not `NOT_IDENTITY`."""
         values = self.model_dump(mode="json", exclude={*NOT_IDENTITY, *self.without_effect()})
         values["dataset"] = dataset_name(self.dataset)  # the path of the data is not part of it
-        if self._needs("source"):
+        if self.needs("source"):
             values["source"] = Path(self.source).name  # nor is that of a run
         else:
             values.pop("source", None)  # the class counts that are found there are, see `dasolib.sources`

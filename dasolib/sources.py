@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dasolib.rebalance import REBALANCERS
 from dasolib.run_folder import project_root, resolve
 
 SAME_SPLIT = ("seed", "n1", "m1", "gamma_l", "gamma_u", "unlabeled", "n_val", "labeled_indices", "data_sha256")
@@ -44,7 +43,7 @@ def trained_network(config, data):
     ValueError
         If the source is no run, is not finished, or had other data, another split, or another network.
     """
-    if not _needs(config, "source"):
+    if not config.needs("source"):
         return None
     folder = resolve(config.source)
     record = _finished(folder)
@@ -76,7 +75,7 @@ def unlabeled_counts(config, data, hidden):
     ValueError
         If there is no such run, several disagree, or none of its estimates was accepted.
     """
-    if not _needs(config, "unlabeled_counts"):
+    if not config.needs("unlabeled_counts"):
         return None
     if config.counts_hidden_labels:
         counts = torch.bincount(hidden.cpu(), minlength=data.n_classes).tolist()
@@ -118,10 +117,6 @@ def estimate_command(config):
     for name, value in given.items():
         command += ["-p", name, str(value)]
     return shlex.join([*command, "-y", json.dumps(more)])  # JSON is YAML
-
-
-def _needs(config, what):
-    return any(what in REBALANCERS[name].needs for name in config.rebalance)
 
 
 def _finished(folder):

@@ -786,10 +786,12 @@ def test_an_own_method_obeys_the_rules_of_the_table(clean_table):
     ("name", "settings", "message"),
     [
         ("daso", {}, "name='daso' is a built-in method; choose another name than la, cb"),
-        ("my method", {}, "name='my method': must be letters, digits and underscores"),
-        ("", {}, "name='': must be letters"),
-        (None, {}, "name=None: must be letters"),
-        ("mine", {"learners": ["fixmach"]}, "learners='fixmach': choose from supervised, "),
+        ("my method", {}, "name='my method': must be a Python name"),
+        ("train", {}, "name='train': .* none that torch's modules use themselves"),
+        ("", {}, "name='': must be a Python name"),
+        (None, {}, "name=None: must be a Python name"),
+        ("mine", {"learners": ["fixmach"]}, r"learners=\('fixmach',\): choose from supervised, "),
+        ("mine", {"learners": []}, r"learners=\(\): choose from supervised, "),
         ("mine", {"role": "labels"}, f"role='labels': choose one of {', '.join(ROLES)}"),
     ],
 )

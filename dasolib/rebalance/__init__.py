@@ -186,13 +186,13 @@ def register(name, build, *, learners, role="pseudo_labels"):
     ValueError
         If the name is that of a built-in method, or no name, or a base learner or the role is unknown.
     """
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"name={name!r}: must be letters, digits and underscores, as a Python name")
+    learners = tuple(learners)
+    if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+        raise ValueError(f"name={name!r}: must be a Python name, and none that torch's modules use themselves")
     if name in BUILT_IN:
         raise ValueError(f"name={name!r} is a built-in method; choose another name than {', '.join(BUILT_IN)}")
-    for learner in learners:
-        if learner not in LEARNERS:
-            raise ValueError(f"learners={learner!r}: choose from {', '.join(LEARNERS)}")
+    if not learners or not set(learners) <= set(LEARNERS):
+        raise ValueError(f"learners={learners}: choose from {', '.join(LEARNERS)}")
     if role not in ROLES:
         raise ValueError(f"role={role!r}: choose one of {', '.join(ROLES)}")
     REBALANCERS[name] = Rebalancer(build, learners=frozenset(learners), roles=(role,),
