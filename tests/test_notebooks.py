@@ -244,7 +244,7 @@ def test_other_learners_names_what_is_missing(tmp_path):
 @slow
 def test_train_reports_an_estimate_of_the_unlabeled_class_counts(tmp_path):
     parameters = TINY | {"dataset": save_tiny(tmp_path), "run_dir": str(tmp_path / "run"), "total_steps": 2,
-                         "method": "distribution_estimate", "settings": {"n_val": 40}}
+                         "method": "distribution_estimate", "m1": 18, "settings": {"n_val": 40}}
     notebook = execute("train", tmp_path, parameters)
     assert format_estimate(load_run(tmp_path / "run")) in printed(notebook)
 
