@@ -120,6 +120,7 @@ class Config(BaseModel):
     # Arithmetic
     precision: Literal["fp32", "bf16"]
     channels_last: bool
+    compile: bool  # passes and losses of a step as one compiled graph; numbers agree to rounding
     threads: int = Field(ge=1)  # CPU threads; results are equal bit for bit only at the same number
     device: str  # "auto", "cpu", "cuda", "cuda:1"
 
@@ -242,6 +243,8 @@ class Config(BaseModel):
         """Everything that makes this run another run, as JSON types: what has an effect, but not `NOT_IDENTITY`."""
         values = self.model_dump(mode="json", exclude={*NOT_IDENTITY, *self.without_effect()})
         values["dataset"] = dataset_name(self.dataset)  # the path of the data is not part of it
+        if not self.compile:
+            values.pop("compile")  # runs from before this option existed stay the same runs
         if self.needs("source"):
             values["source"] = Path(self.source).name  # nor is that of a run
         else:
@@ -347,6 +350,7 @@ def paper_settings(dataset, method, rebalance, total_steps):
         "fixed_blend": None, "lambda_align": 1.0, "queue_size": 256, "queue_sizing": "balanced",
         "prototypes_from": "ema", "ema_train_mode": True,
         "eval_steps": 500, "eval_images": None, "precision": "fp32", "channels_last": False,
+        "compile": False,
     }
 
 

@@ -23,6 +23,9 @@ from dasolib.schedules import lr_at
 from dasolib.seeds import host_generator
 from dasolib.sources import trained_network, unlabeled_counts
 
+# What the compiler calls the argument t of a step; it treats other numbers as constants.
+T_IS_DYNAMIC = "L['t'],L['kwargs']['t']"
+
 
 def run(config, run_dir=None, *, progress=True):
     """Train what `config` describes, or go on where an interrupted run stopped, and return its result.
@@ -49,6 +52,8 @@ def run(config, run_dir=None, *, progress=True):
     """
     device = choose_device(config.device)
     torch.set_num_threads(config.threads)
+    if config.compile:
+        check_compiler(device)
     is_path = config.dataset not in DATASETS and resolve(config.dataset).exists()
     data = load_data(resolve(config.dataset) if is_path else config.dataset, root=project_root() / "data",
                      resolution=config.resolution)
@@ -156,6 +161,22 @@ def choose_device(name):
     return device
 
 
+def check_compiler(device):
+    """Compile something small for `device`, so that a missing compiler is noticed before any work.
+
+    Raises
+    ------
+    ValueError
+        If torch cannot compile here; its reason is in the message.
+    """
+    try:
+        torch.compile(lambda x: (x + 1).sum(), fullgraph=True)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever a compiler makes of it
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"compile=True: torch cannot compile for {device.type} here ({type(error).__name__}: "
+                         f"{reason}); install a C++ compiler, or choose compile=False") from error
+
+
 def next_generation(old, new_training, batches, test, aim, t):
     """Label unlabeled images with the network of the last generation, and return a new `Training` from scratch.
 
@@ -214,7 +235,9 @@ class Training:
         if learner.memory is not None:
             self.memory = learner.memory(population.labeled, self.net.feat_dim).to(device)
             memory = {"memory": self.memory}
-        self.learner_step = functools.partial(learner.step, **config.learner_settings(), **memory)
+        learner_step = functools.partial(learner.step, **config.learner_settings(), **memory)
+        as_graph = functools.partial(torch.compile, fullgraph=True) if config.compile else lambda function: function
+        self.learner_step, self.end_step = as_graph(learner_step), as_graph(self.rebalance.end_step)
         self.lr_at = functools.partial(
             lr_at, lr=config.lr, schedule=config.schedule, total_steps=config.generation_steps,
             warmup_steps=config.warmup_steps, warmup_factor=config.warmup_factor,
@@ -233,13 +256,15 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(t)
         self.net.train()
-        out = self.learner_step(self.net, self.ema, batch, self.rebalance, t=t)
+        # A graph is compiled for any t on one side of a threshold such as DASO's P, not for each t anew.
+        with torch.compiler.config.patch(dynamic_sources=T_IS_DYNAMIC):
+            out = self.learner_step(self.net, self.ema, batch, self.rebalance, t=t)
+            self.end_step(out.labels, t=t)
         self.optimizer.zero_grad(set_to_none=True)
         sum(out.losses.values()).backward()
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.net, t, lr=self.lr_at(t + 1))
-        self.rebalance.end_step(out.labels, t)
         return out
 
     def stop_if_not_finite(self, t):
