@@ -9,26 +9,17 @@ a ratio is the median over rounds. A round holds one refinement of DARP, which h
 Passes are counted in image passes: an image that goes forward counts one, and two more if gradients go back.
 """
 
-import argparse
-import dataclasses
-import functools
-import json
 import statistics
 import time
-from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from dasolib import augment
-from dasolib.batches import Batches, make_split
+from benchmarks.workload import argument_parser, build, parse, random_data, tell
 from dasolib.config import make_config
-from dasolib.data import load_data
 from dasolib.methods import LEARNERS
 from dasolib.rebalance import REBALANCERS, check_combination
 from dasolib.results import method_label
-from dasolib.train import Training
 
 BLOCK = 10  # steps of a method in a round
 WARM_UP = 30  # steps before the first round: past DASO's P
@@ -43,16 +34,6 @@ def combinations():
         yield ("fixmatch" if "fixmatch" in line.learners else "supervised"), (name,)
     yield from ((method, ("daso",)) for method in LEARNERS if method in REBALANCERS["daso"].learners - {"fixmatch"})
     yield from PAIRS
-
-
-def random_data():
-    """Random images of CIFAR-10's size and number of training images."""
-    rng = np.random.default_rng(0)
-    data = load_data("mnist5k")
-    y = torch.arange(10).repeat_interleave(5000)
-    x = torch.from_numpy(rng.integers(0, 256, (len(y), 3, 32, 32), dtype=np.uint8))
-    return dataclasses.replace(data, x_train=x, y_train=y, x_test=x[:10], y_test=y[:10], mean=(0.5,) * 3,
-                               std=(0.25,) * 3)
 
 
 class Timed:
@@ -71,12 +52,8 @@ class Timed:
         settings |= {"source": "none"} if "crt" in rebalance else {}  # its weights do not matter here
         config = make_config("cpu", dataset="cifar10", method=method, rebalance=rebalance, total_steps=1000, threads=1,
                              unlabeled="equal", n_val=0, device="cpu", **settings)
-        normalize = functools.partial(augment.normalize, mean=data.mean, std=data.std,
-                                      memory_format=torch.channels_last)
         self.label = method_label(method, rebalance)
-        self.batches = Batches(config, data, make_split(config, data), normalize, torch.device("cpu"))
-        hidden = torch.bincount(self.batches.u_target, minlength=data.n_classes).double()
-        self.training = Training(config, self.batches.population(hidden, 0), 3, torch.device("cpu"))
+        self.batches, self.training = build(config, data, torch.device("cpu"))
         self.t, self.passes = 0, 0
         networks = [self.training.net] + ([self.training.ema.model] if self.training.ema else [])
         for net in networks:
@@ -134,16 +111,9 @@ def format_rows(rows):
 
 def main():
     """Measure, print and store."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="rounds over all methods, at least 1 (default 5)")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error(f"--rounds {arguments.rounds}: must be at least 1")
+    arguments = parse(argument_parser("methods", __doc__, rounds=5))
     rows = measure(arguments.rounds)
-    print(format_rows(rows))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    tell(format_rows(rows), {"methods": rows}, arguments.json)
 
 
 if __name__ == "__main__":
