@@ -21,7 +21,7 @@ def test_methods_prints_a_table_and_stores_it(quick, monkeypatch, tmp_path, caps
     """FixMatch: 32 + 2 * 64 images forward and back; MixMatch: two guesses, the mixed batch, the EMA pass of DASO."""
     monkeypatch.setattr("sys.argv", ["methods", "--rounds", "2", "--json", str(tmp_path / "methods.json")])
     methods.main()
-    rows = json.loads((tmp_path / "methods.json").read_text())
+    rows = json.loads((tmp_path / "methods.json").read_text())["methods"]
     assert [row["method"] for row in rows] == ["FixMatch", "MixMatch + DASO", "Supervised + cRT"]
     assert [row["image_passes"] for row in rows] == [3 * 160, 2 * 32 + 3 * 96 + 32, 32]
     assert rows[0]["step"] == rows[0]["training"] == rows[0]["passes"] == 1
