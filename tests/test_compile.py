@@ -13,7 +13,7 @@ from dasolib.config import make_config
 from dasolib.train import check_compiler, run
 from tests.replay_primitives import float64
 from tests.test_methods import label, new_training, random_batch
-from tests.test_no_synchronisation import FAKE_STEPS, few_iterations, late_config  # noqa: F401 - a fixture
+from tests.test_no_synchronisation import N_STEPS, few_iterations, late_config  # noqa: F401 - a fixture
 from tests.test_resume import CASES
 from tests.tiny import contents, interrupt, save_tiny, tiny_config
 
@@ -50,7 +50,7 @@ def numbers(training, out):
 def both_ways(combination, **settings):
     """Yield (name, compiled, eager) for each number of some steps, in which every branch of a method is taken."""
     compiled, eager = (new_training(late_config(combination, compile=way, **settings)) for way in (True, False))
-    for t in FAKE_STEPS:
+    for t in range(N_STEPS):
         batch = random_batch(late_config(combination), t)
         first, second = (numbers(training, training.step(batch, t)) for training in (compiled, eager))
         assert first.keys() == second.keys()
