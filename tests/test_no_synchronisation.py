@@ -205,6 +205,7 @@ WAITS = {
     "bool": lambda labels: bool((labels.final > 0.5).any()),
     "boolean mask": lambda labels: labels.final[labels.final.max(dim=-1).values > 0.5],
     "nonzero": lambda labels: labels.final.nonzero(),
+    "bincount": lambda labels: torch.bincount(labels.final.argmax(dim=-1)),
     "copy to the host": lambda labels: labels.final.cpu(),
     "numpy": lambda labels: labels.final.numpy(),
     "a class at a time": lambda labels: [labels.final[i] for i in labels.final.argmax(dim=-1).tolist()],
