@@ -208,8 +208,8 @@ def summarize(metrics, counts, labeled_counts):
     ----------
     metrics : list of dict
         The lines of ``metrics.jsonl``.
-    counts : dict of str to list
-        As `dasolib.run_folder.RunFolder.write_counts` takes them.
+    counts : dict of str to sequence of ndarray
+        ``test`` and ``test_adjusted`` of each evaluation, as `dasolib.run_folder.read_counts` returns them.
     labeled_counts : list of K int
         Labeled images of each class; their rank decides what head, medium and tail are.
 

@@ -78,7 +78,7 @@ def run(config, run_dir=None, *, progress=True):
             training.net.load_state_dict(start_from.weights, strict=False)
         seconds = training.restore(state)
         folder.begin(environment(device, config.threads), start)
-        metrics, counts = folder.cut_back(start)
+        metrics = folder.cut_back(start)
         say(f"{run_dir.name}: {len(batches.x)} labeled, {len(batches.u)} unlabeled, {len(test.images)} test images; "
             f"{device}, {config.threads} threads, {config.precision}" + (f", from step {start}" if start else ""))
         events = SummaryWriter(folder.path / "events")
@@ -109,17 +109,12 @@ def run(config, run_dir=None, *, progress=True):
                     "accuracy_adjusted": float(accuracy(adjusted)), "test_images": int(plain.sum()),
                     "images_per_s": round(speed, 1), "seconds": round(time.perf_counter() - began, 3), **estimate,
                 })
-                counts["step"].append(t + 1)
-                counts["pseudo_labels"].append(window.counts.take())
-                counts["test"].append(plain)
-                counts["test_adjusted"].append(adjusted)
-                folder.append_metrics(metrics[-1])
-                folder.write_counts(counts)
                 write_events(events, metrics[-1])
-                state = training.state(t + 1, metrics[-1]["seconds"])
-                folder.save_checkpoint(state | {"selected": batches.selected})
+                state = training.state(t + 1, metrics[-1]["seconds"]) | {"selected": batches.selected}
+                folder.write(metrics[-1], (window.counts.take(), plain, adjusted), state)
                 window, window_began = Window(data.n_classes, device), time.perf_counter()
 
+        folder.flush()
         events.close()
         training.save_network(folder.path, data, config.train_resolution)
         pseudo_labeled = pseudo_label(training, test, batches, t=config.generation_steps - 1)  # as in the last step
@@ -128,7 +123,7 @@ def run(config, run_dir=None, *, progress=True):
             table = predictions(pseudo_labeled.labels.final, data.class_names, index=batches.unlabeled_index,
                                 files=batches.unlabeled_names)
             write_bytes(folder.path / "predictions.csv", table.to_csv(index=False, float_format="%.6f").encode())
-        result = summarize(metrics, counts, batches.labeled_counts.tolist())
+        result = summarize(metrics, folder.finish_counts(), batches.labeled_counts.tolist())
         if batches.held_out is not None:
             result["unlabeled_counts"] = average_estimates([record["unlabeled_estimate"] for record in metrics])
         write_json(folder.path / "result.json", result)  # last: its presence says that the run is finished
