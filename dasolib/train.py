@@ -2,6 +2,7 @@
 
 import functools
 import time
+from contextlib import closing
 
 import torch
 from safetensors import torch as safetensors
@@ -18,13 +19,14 @@ from dasolib.evaluation import TestSet, estimate_counts, outputs, predict, predi
 from dasolib.methods import LEARNERS
 from dasolib.models import WideResNet
 from dasolib.rebalance import REBALANCERS, build_rebalance
+from dasolib.residency import fits
 from dasolib.run_folder import RunFolder, environment, project_root, resolve, write_bytes, write_json, write_npz
 from dasolib.schedules import lr_at
 from dasolib.seeds import host_generator
 from dasolib.sources import trained_network, unlabeled_counts
 
 
-def run(config, run_dir=None, *, progress=True):
+def run(config, run_dir=None, *, progress=True, resident=None):
     """Train what `config` describes, or go on where an interrupted run stopped, and return its result.
 
     Parameters
@@ -34,6 +36,9 @@ def run(config, run_dir=None, *, progress=True):
         Default ``runs/<config.run_name()>``; a relative path starts from the project's root.
     progress : bool
         Print device and data, and show a progress bar.
+    resident : bool, optional
+        Whether the images live on the device, or stay on the host and are sent step by step; by default on the device
+        if they fit, see `dasolib.residency.fits`. No number depends on it.
 
     Returns
     -------
@@ -56,15 +61,17 @@ def run(config, run_dir=None, *, progress=True):
         augment.normalize, mean=data.mean, std=data.std, resolution=config.train_resolution,
         memory_format=torch.channels_last if config.channels_last else torch.contiguous_format,
     )
-    batches = Batches(config, data, make_split(config, data), normalize, device)
-    test = TestSet(data, config, batches.prior, normalize, device)
+    if resident is None:
+        resident = fits(data, device)
+    batches = Batches(config, data, make_split(config, data), normalize, device, resident=resident)
+    test = TestSet(data, config, batches.prior, normalize, device if resident else torch.device("cpu"))
     start_from = trained_network(config, data)
     aim = unlabeled_counts(config, data, batches.u_target)
     taken = {name: value.record for name, value in (("source", start_from), ("unlabeled_counts", aim)) if value}
     run_dir = resolve(run_dir or f"runs/{config.run_name()}")
     say = tqdm.write if progress else lambda text: None
 
-    with RunFolder(run_dir, config, data, taken) as folder:
+    with RunFolder(run_dir, config, data, taken) as folder, closing(batches):
         result = folder.result()
         if result is not None:
             say(f"{run_dir.name} is finished; nothing to do")
