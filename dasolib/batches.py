@@ -1,13 +1,17 @@
 """From data and configuration to the batch of each step: splitting, sampling and augmenting, all on the device."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from dasolib import augment
 from dasolib.methods import LEARNERS
 from dasolib.methods.step import Batch
 from dasolib.rebalance import REBALANCERS
 from dasolib.rebalance.part import Population
+from dasolib.residency import Ahead, ready_for
 from dasolib.seeds import host_generator
 from dasolib.splits import (
     class_aware_rows,
@@ -42,8 +46,17 @@ def _run_split(config, data):
                              seed=config.seed)
 
 
+class Gathered(NamedTuple):
+    """Images of a step before augmentation: on the device, or on the host and ready to be copied there."""
+
+    rows: Tensor  # (B,) of the labeled images
+    x: Tensor  # (B, C, H, W) uint8
+    u_rows: Tensor | None  # (mu * B,) of the unlabeled images; None for a method without them
+    u: Tensor | None  # (mu * B, C, H, W) uint8
+
+
 class Batches:
-    """The images of a run as uint8 on their device, and the batch of each step as a function of its number.
+    """The images of a run as uint8, and the batch of each step as a function of its number.
 
     Parameters
     ----------
@@ -53,9 +66,15 @@ class Batches:
     normalize : callable
         uint8 images (N, C, H, W) -> what the network takes.
     device : torch.device
+        Where batches are made.
+    resident : bool, default True
+        Whether the images live on `device`. Else they stay on the host, and a thread, which `close` stops, gathers
+        those of the next step. The batches are the same.
 
     Attributes
     ----------
+    x, u : Tensor of shape (n, C, H, W)
+        Labeled and unlabeled images, where they live; their classes ``y`` and ``u_target`` (n,) are on `device`.
     labeled_counts : Tensor of shape (K,)
         Labeled images of each class, on `device`; without those that CReST has selected.
     prior : Tensor of shape (K,)
@@ -76,7 +95,7 @@ class Batches:
         needs square images and they are not.
     """
 
-    def __init__(self, config, data, split, normalize, device):
+    def __init__(self, config, data, split, normalize, device, *, resident=True):
         self.config, self.normalize, self.device = config, normalize, device
         self.learner = LEARNERS[config.method]
         self.kinds = self.learner.views
@@ -90,18 +109,19 @@ class Batches:
         if side <= augment.PAD:
             raise ValueError(f"dataset={config.dataset!r} has images of {side} pixels a side; crops need more than "
                              f"{augment.PAD}")
-        x_train = data.x_train.to(device)
+        home = device if resident else torch.device("cpu")
+        self.ahead = None if resident else Ahead(self.gather, config.total_steps)
         labels = data.y_train[split.labeled]
-        self.x, self.y = x_train[split.labeled], labels.to(device)
+        self.x, self.y = data.x_train[split.labeled].to(home), labels.to(device)
         if split.unlabeled is None:
             self.unlabeled_index, self.unlabeled_names = np.arange(len(data.x_unlabeled)), data.unlabeled_names
-            self.u, self.u_target = data.x_unlabeled.to(device), data.y_unlabeled.to(device)
+            self.u, self.u_target = data.x_unlabeled.to(home), data.y_unlabeled.to(device)
         else:
             self.unlabeled_index, self.unlabeled_names = split.unlabeled, None
-            self.u, self.u_target = x_train[split.unlabeled], data.y_train[split.unlabeled].to(device)
+            self.u, self.u_target = data.x_train[split.unlabeled].to(home), data.y_train[split.unlabeled].to(device)
         self.held_out = None
         if self.learner.estimates:
-            self.held_out = x_train[split.validation], data.y_train[split.validation].to(device)
+            self.held_out = data.x_train[split.validation].to(home), data.y_train[split.validation].to(device)
         self.selected = None
         self.original_x, self.original_y = self.x, self.y
         counts = torch.bincount(labels, minlength=data.n_classes)
@@ -131,9 +151,11 @@ class Batches:
         selected : dict of str to Tensor or None
             ``rows`` (n,) among the unlabeled images and the ``classes`` (n,) they are labeled as.
         """
+        if self.ahead is not None:
+            self.ahead.forget()
         self.selected, self.x, self.y = selected, self.original_x, self.original_y
         if selected is not None:
-            self.x = torch.cat([self.x, self.u[selected["rows"]]])
+            self.x = torch.cat([self.x, self.u[selected["rows"].to(self.u.device)]])
             self.y = torch.cat([self.y, selected["classes"]])
 
     def population(self, unlabeled_counts, generation):
@@ -145,17 +167,30 @@ class Batches:
 
     def at(self, t):
         """Return the `Batch` of step `t` and the hidden classes (mu * B,) of its unlabeled images, for diagnostics."""
-        rows = self.labeled_rows(t).to(self.device, non_blocking=True)
-        x, y = self.view(self.x[rows], "weak", "labeled", t), self.y[rows]
+        gathered = self.gather(t) if self.ahead is None else self.ahead(t)
+        rows, x, u_rows, u = (part if part is None else part.to(self.device, non_blocking=True) for part in gathered)
+        x, y = self.view(x, "weak", "labeled", t), self.y[rows]
         if not self.kinds:
             return Batch(x, y, views={}), None
+        views = {name: self.view(u, kind, name, t) for name, kind in self.kinds.items()}
+        draws = {name: value.to(self.device, non_blocking=True) for name, value in self.draws(len(u), t).items()}
+        return Batch(x, y, views, u_rows, draws), self.u_target[u_rows]
+
+    def gather(self, t):
+        """Return the images of step `t` as `Gathered`; called by a thread where they live on the host."""
+        rows = self.labeled_rows(t).to(self.x.device, non_blocking=True)
+        x = ready_for(self.x[rows], self.device)
+        if not self.kinds:
+            return Gathered(rows, x, None, None)
         n_unlabeled = self.config.mu * self.config.batch_size
-        rows = epoch_rows(len(self.u), n_unlabeled, t, self.config.seed, purpose="unlabeled")
-        rows = rows.to(self.device, non_blocking=True)
-        images = self.u[rows]
-        views = {name: self.view(images, kind, name, t) for name, kind in self.kinds.items()}
-        draws = {name: value.to(self.device, non_blocking=True) for name, value in self.draws(n_unlabeled, t).items()}
-        return Batch(x, y, views, rows, draws), self.u_target[rows]
+        u_rows = epoch_rows(len(self.u), n_unlabeled, t, self.config.seed, purpose="unlabeled")
+        u_rows = u_rows.to(self.u.device, non_blocking=True)
+        return Gathered(rows, x, u_rows, ready_for(self.u[u_rows], self.device))
+
+    def close(self):
+        """Stop the thread that gathers images, if there is one."""
+        if self.ahead is not None:
+            self.ahead.close()
 
     def labeled_rows(self, t):
         """Rows (B,) of the labeled images of step `t`, on the host; every generation begins an epoch."""

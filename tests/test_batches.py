@@ -14,6 +14,7 @@ from tests.tiny import tiny_config
 
 K, SIDE, N_TRAIN = 4, 12, 40
 CPU = torch.device("cpu")
+NORMALIZE_TO_BYTES = functools.partial(augment.normalize, mean=(0.0,), std=(1 / 255,))  # pixels are the bytes again
 
 
 def encoded(y, serial):

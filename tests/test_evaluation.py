@@ -10,7 +10,17 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 
 from dasolib import augment
 from dasolib.data import ImageData
-from dasolib.evaluation import LAST, TestSet, estimate_counts, outputs, predict, predictions, pseudo_label, summarize
+from dasolib.evaluation import (
+    LAST,
+    PREDICT_BATCH,
+    TestSet,
+    estimate_counts,
+    outputs,
+    predict,
+    predictions,
+    pseudo_label,
+    summarize,
+)
 from dasolib.models import WideResNet
 from dasolib.pseudo_labels import PseudoLabels, sharpen
 from tests.tiny import tiny_config
@@ -61,7 +71,7 @@ def test_prediction_uses_the_stored_statistics_and_leaves_the_network_as_it_was(
 def test_prediction_in_parts_equals_prediction_at_once(monkeypatch):
     net, images = network(), random_data().x_test
     whole = predict(net, images, NORMALIZE)
-    monkeypatch.setattr("dasolib.evaluation.PREDICT_BATCH", 32)
+    monkeypatch.setitem(PREDICT_BATCH, "cpu", 32)
     for parts, once in zip(predict(net, images, NORMALIZE), whole, strict=True):
         torch.testing.assert_close(parts, once)
 
@@ -111,6 +121,10 @@ def test_all_test_images_are_used_where_fewer_than_asked_for_exist():
 
 class PixelsAsLogits(torch.nn.Module):
     """Stands for a network that says of an image what its pixels are."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = torch.nn.Parameter(torch.zeros(()))  # says on which device the network is
 
     def features(self, x):
         return x.flatten(1)

@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from types import SimpleNamespace
 
@@ -21,7 +23,18 @@ import dasolib.train
 from dasolib.config import SCHEMA
 from dasolib.data import load_data
 from dasolib.diagnostics import KINDS
-from dasolib.run_folder import RunFolder, environment, project_root, resolve, write_bytes, write_json
+from dasolib.run_folder import (
+    COUNTED,
+    COUNTS,
+    COUNTS_SO_FAR,
+    RunFolder,
+    environment,
+    project_root,
+    read_counts,
+    resolve,
+    write_bytes,
+    write_json,
+)
 from dasolib.train import run
 from tests.tiny import N_CLASSES, contents, interrupt, read_metrics, save_tiny, tiny_config
 
@@ -243,18 +256,17 @@ def record_at(step):
     return {"step": step, "accuracy": 0.1 + step / 3, "losses": {"labeled": 1 / 3}}
 
 
-def counts_up_to(*steps):
+def counts_at(step):
     k = N_CLASSES
-    return {"step": list(steps), "pseudo_labels": [np.full((len(KINDS), k + 1, k), s) for s in steps],
-            "test": [np.full((k, k), 10 * s) for s in steps], "test_adjusted": [np.full((k, k), -s) for s in steps]}
+    return np.full((len(KINDS), k + 1, k), step), np.full((k, k), 10 * step), np.full((k, k), -step)
 
 
 @pytest.fixture
 def three_evaluations(folder):
     """Yield a folder with the records of steps 2, 4 and 6."""
     for step in (2, 4, 6):
-        folder.append_metrics(record_at(step))
-    folder.write_counts(counts_up_to(2, 4, 6))
+        folder.write(record_at(step), counts_at(step), state_at(step))
+    folder.flush()
     (folder.path / "events").mkdir()
     (folder.path / "events" / "old").touch()
     return folder
@@ -263,21 +275,140 @@ def three_evaluations(folder):
 @pytest.mark.parametrize("steps", [(2,), (2, 4), (2, 4, 6)])
 def test_what_was_recorded_after_the_checkpoint_is_dropped(steps, three_evaluations):
     folder = three_evaluations
-    metrics, counts = folder.cut_back(steps[-1])
+    metrics = folder.cut_back(steps[-1])
     assert metrics == read_metrics(folder.path) == [record_at(step) for step in steps]
     assert not (folder.path / "events" / "old").exists()
-    with np.load(folder.path / "pseudo_labels.npz") as there:
-        assert there["kinds"].tolist() == list(KINDS)
-        for name, expected in counts_up_to(*steps).items():
-            np.testing.assert_array_equal(there[name], np.stack(expected))
-            np.testing.assert_array_equal(counts[name], np.stack(expected))
+    assert_counts(read_counts(folder.path), steps)
+
+
+def assert_counts(counts, steps):
+    assert counts["step"].tolist() == list(steps) and counts["kinds"].tolist() == list(KINDS)
+    for i, step in enumerate(steps):
+        for name, expected in zip(COUNTED, counts_at(step), strict=True):
+            np.testing.assert_array_equal(counts[name][i], expected)
 
 
 def test_without_a_checkpoint_everything_is_dropped(three_evaluations):
-    metrics, counts = three_evaluations.cut_back(0)
-    assert metrics == read_metrics(three_evaluations.path) == []
-    assert counts == counts_up_to()
-    assert not (three_evaluations.path / "pseudo_labels.npz").exists()
+    assert three_evaluations.cut_back(0) == read_metrics(three_evaluations.path) == []
+    assert read_counts(three_evaluations.path) == {}
+
+
+def test_counts_become_an_npz_file_at_the_end_and_the_file_of_training_goes(three_evaluations):
+    folder = three_evaluations
+    assert_counts(folder.finish_counts(), (2, 4, 6))
+    with np.load(folder.path / COUNTS) as there:
+        assert_counts(there, (2, 4, 6))
+    assert not (folder.path / COUNTS_SO_FAR).exists()
+    assert_counts(read_counts(folder.path), (2, 4, 6))
+
+
+def test_a_run_stopped_when_its_counts_were_an_npz_file_goes_on(three_evaluations):
+    """Just before its result; or in training, as runs wrote it before this version."""
+    folder = three_evaluations
+    folder.finish_counts()
+    folder.cut_back(4)
+    assert not (folder.path / COUNTS).exists()
+    folder.write(record_at(6), counts_at(6), state_at(6))
+    folder.flush()
+    assert_counts(read_counts(folder.path), (2, 4, 6))
+
+
+def test_an_evaluation_costs_the_same_however_many_came_before(folder):
+    """No file of an earlier one is written again, and the metrics only grow."""
+    before = {}
+    for step in (2, 4, 6):
+        metrics = (folder.path / "metrics.jsonl").read_text() if before else ""
+        folder.write(record_at(step), counts_at(step), state_at(step))
+        folder.flush()
+        files = {file.name: file.stat().st_mtime_ns for file in (folder.path / COUNTS_SO_FAR).iterdir()}
+        assert {name: files[name] for name in before} == before and len(files) == len(before) + 1
+        assert (folder.path / "metrics.jsonl").read_text() == metrics + json.dumps(record_at(step)) + "\n"
+        before = files
+
+
+def test_no_flipped_bit_changes_the_counts_that_are_read(three_evaluations):
+    folder = three_evaluations
+    file, rng, n_refused = folder.path / COUNTS_SO_FAR / "000000004.npz", random.Random(0), 0
+    sound = file.read_bytes()
+    for position in rng.sample(range(len(sound)), 100):
+        flipped = bytearray(sound)
+        flipped[position] ^= 1 << rng.randrange(8)
+        file.write_bytes(flipped)
+        try:
+            counts = read_counts(folder.path)
+        except Exception:  # whatever damage makes of a file; a run refuses to go on from it
+            n_refused += 1
+        else:
+            assert_counts(counts, (2, 4, 6))
+    assert n_refused > 30  # the other bits say nothing of the content
+
+
+# ---- the thread that writes ----
+
+
+def test_training_goes_on_while_an_evaluation_is_written_and_what_it_changes_is_not(folder, monkeypatch):
+    gate, weight = threading.Event(), torch.ones(3)
+    save = RunFolder.save_checkpoint
+
+    def save_late(self, state):
+        assert gate.wait(60)
+        save(self, state)
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", save_late)
+    folder.write(record_at(2), counts_at(2), {"step": 2, "net": {"weight": weight}, "list": [weight]})
+    weight += 1  # the next step, while the first is being written
+    gate.set()
+    folder.flush()
+    state = folder.load_checkpoint("cpu")
+    assert state["net"]["weight"].tolist() == state["list"][0].tolist() == [1, 1, 1]
+
+
+def test_an_evaluation_is_written_before_its_checkpoint_and_after_the_one_before(folder, monkeypatch):
+    written = []
+    monkeypatch.setattr(RunFolder, "append_metrics", lambda self, record: written.append(record["step"]))
+    monkeypatch.setattr(RunFolder, "write_counts", lambda self, step, counts: written.append(("counts", step)))
+    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda self, state: written.append(("state", state["step"])))
+    for step in (2, 4):
+        folder.write(record_at(step), counts_at(step), state_at(step))
+    folder.flush()
+    assert written == [2, ("counts", 2), ("state", 2), 4, ("counts", 4), ("state", 4)]
+
+
+@pytest.mark.parametrize("ask", [lambda folder: folder.write(record_at(4), counts_at(4), state_at(4)),
+                                 RunFolder.flush, RunFolder.__exit__], ids=["write", "flush", "exit"])
+def test_what_went_wrong_in_writing_is_raised_where_the_run_looks_next(ask, dataset, monkeypatch, tmp_path):
+    def full(self, record):
+        raise OSError("no space left")
+
+    folder = RunFolder(tmp_path, tiny_config(dataset), DATA).__enter__()
+    monkeypatch.setattr(RunFolder, "append_metrics", full)
+    folder.write(record_at(2), counts_at(2), state_at(2))
+    with pytest.raises(OSError, match="no space left"):
+        ask(folder)
+    folder.__exit__()
+    assert list(tmp_path.glob("*.pt")) == []  # nothing after what failed
+
+
+def test_leaving_the_folder_waits_for_what_is_being_written(dataset, monkeypatch, tmp_path):
+    """Also on an exception, and only then may another process have it."""
+    events, save = [], RunFolder.save_checkpoint
+
+    def save_slowly(self, state):
+        time.sleep(0.2)
+        events.append(self._lock.closed)
+        save(self, state)
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", save_slowly)
+    n_threads = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        with RunFolder(tmp_path, tiny_config(dataset), DATA) as folder:
+            folder.write(record_at(2), counts_at(2), state_at(2))
+            raise KeyboardInterrupt
+    assert events == [False] and torch.load(folder.checkpoint, weights_only=True)["step"] == 2
+    assert threading.active_count() == n_threads
+
+
+# ---- metrics that a kill left behind ----
 
 
 @pytest.mark.parametrize("length", [1, 20, -1])
@@ -286,7 +417,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped(length, three_evaluations):
     file = folder.path / "metrics.jsonl"
     first, second, third = file.read_text().splitlines(keepends=True)
     file.write_text(first + second + third[:length])
-    assert folder.cut_back(4)[0] == [record_at(2), record_at(4)]
+    assert folder.cut_back(4) == [record_at(2), record_at(4)]
     folder.append_metrics(record_at(6))
     assert file.read_text() == first + second + third
 
@@ -298,21 +429,26 @@ def test_metrics_that_lack_an_evaluation_before_the_checkpoint_are_refused(lines
         lines = lines.replace(f"{{{step}}}", json.dumps(record_at(step)) + "\n")
     file = three_evaluations.path / "metrics.jsonl"
     file.write_text(lines)
-    with pytest.raises(ValueError, match=r"metrics.jsonl or pseudo_labels.npz .*; move the folder away"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl or pseudo_labels/ .*; move the folder away"):
         three_evaluations.cut_back(4)
     assert file.read_text() == lines
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK"], ids=["absent", "empty", "cut"])
-def test_unreadable_counts_are_refused(content, three_evaluations):
-    file = three_evaluations.path / "pseudo_labels.npz"
-    file.unlink() if content is None else file.write_bytes(content)
-    with pytest.raises(ValueError, match="pseudo_labels.npz is damaged or missing"):
-        three_evaluations.cut_back(4)
+@pytest.mark.parametrize("content", [b"", b"PK"], ids=["empty", "cut"])
+@pytest.mark.parametrize("finished", [False, True])
+def test_unreadable_counts_are_refused(finished, content, three_evaluations):
+    folder = three_evaluations
+    if finished:
+        folder.finish_counts()
+    (folder.path / (COUNTS if finished else f"{COUNTS_SO_FAR}/000000004.npz")).write_bytes(content)
+    with pytest.raises(ValueError, match="metrics.jsonl or pseudo_labels/ is damaged or missing"):
+        folder.cut_back(4)
 
 
-def test_counts_that_lack_an_evaluation_before_the_checkpoint_are_refused(three_evaluations):
-    three_evaluations.write_counts(counts_up_to(2))
+@pytest.mark.parametrize("lacking", [(2,), (4,), (2, 4, 6)])
+def test_counts_that_lack_an_evaluation_before_the_checkpoint_are_refused(lacking, three_evaluations):
+    for step in lacking:
+        (three_evaluations.path / COUNTS_SO_FAR / f"{step:09}.npz").unlink()
     with pytest.raises(ValueError, match="lacks an evaluation up to step 4"):
         three_evaluations.cut_back(4)
 
@@ -468,8 +604,8 @@ def test_a_finished_run_is_neither_trained_nor_written_again(dataset, undisturbe
 def test_there_is_a_result_only_at_the_end(dataset, monkeypatch, tmp_path):
     interrupt(monkeypatch, tiny_config(dataset), tmp_path, at=5)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names >= {"config.json", "environment.json", "metrics.jsonl", "pseudo_labels.npz", "checkpoint.pt", "events"}
-    assert not names & {"result.json", "outputs.npz", "model.safetensors", "predictions.csv"}
+    assert names >= {"config.json", "environment.json", "metrics.jsonl", COUNTS_SO_FAR, "checkpoint.pt", "events"}
+    assert not names & {"result.json", COUNTS, "outputs.npz", "model.safetensors", "predictions.csv"}
 
 
 def test_config_json_holds_what_can_change_a_number_and_no_paths(dataset, undisturbed):

@@ -73,7 +73,7 @@ def make_training(config, data):
     return Training(config, population, data.x_train.shape[1], torch.device("cpu")), batches
 
 
-def interrupt(monkeypatch, config, folder, *, at):
+def interrupt(monkeypatch, config, folder, *, at, resident=None):
     """Train until step `at` (from 0) asks for its batch."""
     original = Batches.at
 
@@ -85,7 +85,7 @@ def interrupt(monkeypatch, config, folder, *, at):
     with monkeypatch.context() as patch:
         patch.setattr(Batches, "at", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(config, folder, progress=False)
+            run(config, folder, progress=False, resident=resident)
 
 
 def without_times(record):
