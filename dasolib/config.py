@@ -386,7 +386,9 @@ def semi_aves_settings(method, total_steps, n_generations):
     after 30 and 60, DASO's start after 20 and its histogram anew in each. An epoch is a ninetieth of `total_steps`
     here, so that shorter runs keep these shares. Nobody has published the rest: the warm-up starts at 0, and CReST's
     generations share the 90 epochs, with the schedule scaled to each, both as on the other data sets; evaluations
-    are one epoch apart; ABC counts such epochs; everything in steps else stays as it is.
+    are one epoch apart; ABC counts such epochs; everything in steps else stays as it is. Nor how images are prepared:
+    ours are held as central squares of 256 pixels, crops are parts of those, the test sees all of them at 224 pixels,
+    and strong views have RandAugment and Cutout as on the other data sets.
 
     Examples
     --------
