@@ -40,6 +40,9 @@ N_SLOTS = 2  # operations drawn per image
 MAX_LEVEL = 9  # levels are 1..9; a strength is level / 10 of its maximum, so the maximum itself never occurs
 APPLY_PROBABILITY = 0.5  # of each drawn operation
 PAD = 4  # pixels by which a crop may be shifted
+CROP_AREA = (0.08, 1.0)  # share of the image that a resized crop shows
+CROP_RATIO = (3 / 4, 4 / 3)  # its width over its height
+CROP_TRIES = 10  # until it lies in the image
 CUTOUT_GREY = 127
 
 
@@ -60,6 +63,26 @@ class WeakDraws(NamedTuple):
     flip: Tensor
     dy: Tensor
     dx: Tensor
+
+
+class CropDraws(NamedTuple):
+    """Random choices behind the resized crops of N images; all tensors are on the host.
+
+    Attributes
+    ----------
+    flip : Tensor of shape (N,), bool
+        Mirror the image left to right.
+    top, left : Tensor of shape (N,), int64
+        First row and column of the crop, in pixels.
+    height, width : Tensor of shape (N,), int64
+        Its size in pixels, >= 1.
+    """
+
+    flip: Tensor
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
 
 
 class StrongDraws(NamedTuple):
@@ -125,6 +148,63 @@ def draw_weak(n, *, generator, flip=True, pad=PAD):
     return WeakDraws(mirrored if flip else torch.zeros_like(mirrored), dy, dx)
 
 
+def draw_resized_crop(n, height, width, *, generator, flip=True):
+    """Draw the choices of `n` resized crops from images of one size.
+
+    A crop shows a share of the image that is uniform over 0.08..1, at an aspect ratio whose logarithm is uniform over
+    that of 3/4..4/3, at a uniform place. Where ten draws of them do not fit into the image, it is the largest central
+    crop of a ratio in that range.
+
+    Parameters
+    ----------
+    n : int
+        Number of images, >= 0.
+    height, width : int
+        Size of the images in pixels, >= 1.
+    generator, flip
+        As in `draw_weak`.
+
+    Returns
+    -------
+    CropDraws
+        Host tensors.
+
+    Raises
+    ------
+    ValueError
+        If `n` is negative, `height` or `width` is below 1, or `generator` is not on the CPU.
+
+    References
+    ----------
+    Szegedy et al., "Going Deeper with Convolutions", CVPR 2015; torchvision's ``RandomResizedCrop``.
+
+    Examples
+    --------
+    >>> draws = draw_resized_crop(1000, 64, 64, generator=torch.Generator().manual_seed(0))
+    >>> bool(((draws.left + draws.width) <= 64).all()), round(float((draws.height * draws.width / 64**2).min()), 2)
+    (True, 0.08)
+    """
+    _check_draw_arguments(n, generator, pad=0)
+    _check_size(height, width)
+    flips = torch.rand(n, generator=generator) < 0.5
+    shares, ratios = torch.rand((2, CROP_TRIES, n), generator=generator, dtype=torch.float64)
+    places = torch.rand((2, n), generator=generator, dtype=torch.float64)
+
+    area = height * width * (CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * shares)
+    low, high = (math.log(ratio) for ratio in CROP_RATIO)
+    ratio = torch.exp(low + (high - low) * ratios)
+    rows, cols = (area / ratio).sqrt().round().long(), (area * ratio).sqrt().round().long()
+    fits = (rows >= 1) & (rows <= height) & (cols >= 1) & (cols <= width)
+    first = fits.to(torch.uint8).argmax(dim=0, keepdim=True)
+    none = ~fits.any(dim=0)
+    central = min(height, round(width / CROP_RATIO[0])), min(width, round(height * CROP_RATIO[1]))
+    rows, cols = (torch.where(none, whole, drawn.gather(0, first)[0])
+                  for drawn, whole in zip((rows, cols), central, strict=True))
+    top, left = (torch.where(none, (side - length) // 2, (place * (side - length + 1)).long())
+                 for place, side, length in zip(places, (height, width), (rows, cols), strict=True))
+    return CropDraws(flips if flip else torch.zeros_like(flips), top, left, rows, cols)
+
+
 def draw_strong(n, height, width, *, generator, flip=True, pad=PAD):
     """Draw the choices of `n` strong views of images of one size.
 
@@ -161,8 +241,7 @@ def draw_strong(n, height, width, *, generator, flip=True, pad=PAD):
     (torch.Size([2, 1000]), 1, 9)
     """
     _check_draw_arguments(n, generator, pad=pad)
-    if height < 1 or width < 1:
-        raise ValueError(f"height and width must be >= 1, got {height} and {width}")
+    _check_size(height, width)
     return StrongDraws(
         weak=draw_weak(n, generator=generator, flip=flip, pad=pad),
         operation=torch.randint(0, len(OPERATIONS), (N_SLOTS, n), generator=generator),
@@ -219,6 +298,52 @@ def weak_view(images, draws, *, pad=PAD):
     # The flat position of each pixel's source is the same in every channel: one gather does flip and crop.
     source = _send(rows * w, images.device).view(n, 1, h, 1) + _send(cols, images.device).view(n, 1, 1, w)
     return _gather_pixels(images, source)
+
+
+def resized_crop(images, draws, height, width):
+    """Cut a part out of each image, resize it and flip it.
+
+    Parameters
+    ----------
+    images : Tensor of shape (N, C, H, W), uint8
+        C is 1 or 3. Not changed.
+    draws : CropDraws
+        Choices for these N images.
+    height, width : int
+        Size of the result in pixels, >= 1.
+
+    Returns
+    -------
+    Tensor of shape (N, C, height, width), uint8
+        On the device of `images`; resized as by `resize`.
+
+    Raises
+    ------
+    ValueError
+        If `images` is no such batch, a size is below 1, or a draw is on a device, of another shape or out of range.
+
+    Examples
+    --------
+    >>> row = torch.tensor([[[[0, 10, 20, 30]]]], dtype=torch.uint8)
+    >>> one, zero = torch.tensor([1]), torch.tensor([0])
+    >>> right_half = CropDraws(torch.tensor([False]), top=zero, left=2 * one, height=one, width=2 * one)
+    >>> resized_crop(row, right_half, 1, 4).tolist()
+    [[[[20, 23, 28, 30]]]]
+    """
+    n, _, h, w = _check_images(images)
+    _check_size(height, width)
+    flip = _host("flip", draws.flip, (n,), 0, 1).astype(bool)
+    spans = []
+    for start, length, side in (("left", "width", w), ("top", "height", h)):
+        first, n_pixels = _host(start, getattr(draws, start), (n,), 0, side - 1), getattr(draws, length)
+        n_pixels = _host(length, n_pixels, (n,), 1, side)
+        if (first + n_pixels > side).any():
+            raise ValueError(f"{start} + {length} must be at most {side}, got {(first + n_pixels).max()}")
+        spans.append((first, n_pixels))
+    cols, rows = (_taps(side, resolution, *span)
+                  for side, resolution, span in zip((w, h), (width, height), spans, strict=True))
+    cols = [np.where(flip[:, None, None], part[:, ::-1], part) for part in cols]
+    return _weighted_rows(_weighted_rows(images.mT, *cols).mT, *rows)
 
 
 def strong_view(images, draws, *, pad=PAD, cutout_size=16):
@@ -672,6 +797,40 @@ def _resize_weights(length, resolution):
     return np.floor(weights * 2**22 + 0.5)
 
 
+@lru_cache(maxsize=8)
+def _all_taps(side, resolution):
+    """For resizing ``length`` pixels, for each length up to `side`: which pixels count, and their weights.
+
+    Two arrays (side + 1, resolution, taps), int64 and int32; a row of weights sums to about 2**22.
+    """
+    dense = [None] + [_resize_weights(length, resolution) for length in range(1, side + 1)]
+    n_taps = max(int((weights != 0).sum(axis=1).max()) for weights in dense[1:])
+    pixel = np.zeros((side + 1, resolution, n_taps), dtype=np.int64)
+    weight = np.zeros((side + 1, resolution, n_taps), dtype=np.int32)
+    for length in range(1, side + 1):
+        first = (dense[length] != 0).argmax(axis=1)[:, None]
+        pixel[length] = np.minimum(first + np.arange(n_taps), length - 1)
+        inside = first + np.arange(n_taps) < length
+        weight[length] = np.where(inside, np.take_along_axis(dense[length], pixel[length], axis=1), 0)
+    return pixel, weight
+
+
+def _taps(side, resolution, first, length):
+    """Pixels and weights (N, resolution, taps) with which to resize pixels `first`.. of `length` (N,) out of `side`."""
+    pixel, weight = _all_taps(side, resolution)
+    return pixel[length] + first[:, None, None], weight[length]
+
+
+def _weighted_rows(images, pixel, weight):
+    """Each row of the result is a weighted sum of rows of `images` (N, C, H, W): (N, C, resolution, W) uint8."""
+    n, c, _, w = images.shape
+    pixel, weight = (_send(array, images.device)[:, None, :, None] for array in (pixel, weight))  # taps come last
+    total = 2**21  # a half, since all is in units of 2**-22
+    for k in range(pixel.shape[-1]):  # a few
+        total = total + images.gather(2, pixel[..., k].expand(n, c, -1, w)) * weight[..., k]
+    return (total >> 22).clamp_(0, 255).to(torch.uint8)
+
+
 def _round_weighted(total):
     """Round sums in units of 2**-22 to the nearest uint8."""
     return total.add_(2**21).mul_(2.0**-22).floor_().clamp_(0, 255).to(torch.uint8)
@@ -716,6 +875,11 @@ def _check_centre(centre, n, height, width):
 def _check_cutout_size(size):
     if size < 1:
         raise ValueError(f"cutout size must be >= 1, got {size}")
+
+
+def _check_size(height, width):
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be >= 1, got {height} and {width}")
 
 
 def _check_draw_arguments(n, generator, *, pad):

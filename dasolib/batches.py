@@ -91,8 +91,8 @@ class Batches:
     Raises
     ------
     ValueError
-        If a batch is larger than the set it is drawn from, the method needs unlabeled images and there are none, or it
-        needs square images and they are not.
+        If a batch is larger than the set it is drawn from, the method needs unlabeled images and there are none, or
+        method or network need images of another shape.
     """
 
     def __init__(self, config, data, split, normalize, device, *, resident=True):
@@ -106,6 +106,9 @@ class Batches:
             height, width = data.x_train.shape[2:]
             raise ValueError(f"method={config.method!r} turns images, and those of dataset={config.dataset!r} are "
                              f"{height} x {width}; give train_resolution={side}")
+        if config.network == "resnet34" and data.x_train.shape[1] != 3:
+            raise ValueError(f"network='resnet34' takes images of three channels, those of dataset={config.dataset!r} "
+                             f"have {data.x_train.shape[1]}")
         if side <= augment.PAD:
             raise ValueError(f"dataset={config.dataset!r} has images of {side} pixels a side; crops need more than "
                              f"{augment.PAD}")
@@ -218,13 +221,19 @@ class Batches:
 
         The draws are those of step `t`; the result is normalised.
         """
-        if self.learner.rotates and self.config.train_resolution is not None:
-            images = augment.resize(images, self.config.train_resolution)
-        (n, _, height, width), flip = images.shape, self.config.flip
+        resolution, flip, pad = self.config.train_resolution, self.config.flip, augment.PAD
         generator = host_generator(self.config.seed, f"view {name}", t)
+        if self.config.crop == "resized" and kind != "plain":
+            n, _, height, width = images.shape
+            draws = augment.draw_resized_crop(n, height, width, generator=generator, flip=flip)
+            images = augment.resized_crop(images, draws, resolution or height, resolution or width)
+            flip, pad = False, 0  # both are done
+        elif self.learner.rotates and resolution is not None:
+            images = augment.resize(images, resolution)
+        n, _, height, width = images.shape
         if kind == "weak":
-            images = augment.weak_view(images, augment.draw_weak(n, generator=generator, flip=flip))
+            images = augment.weak_view(images, augment.draw_weak(n, generator=generator, flip=flip, pad=pad), pad=pad)
         elif kind == "strong":
-            draws = augment.draw_strong(n, height, width, generator=generator, flip=flip)
-            images = augment.strong_view(images, draws)
+            draws = augment.draw_strong(n, height, width, generator=generator, flip=flip, pad=pad)
+            images = augment.strong_view(images, draws, pad=pad)
         return self.normalize(images)

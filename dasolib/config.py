@@ -16,6 +16,8 @@ from dasolib.schedules import SCHEDULES
 
 SCHEMA = 1  # of the run folder; raised when its files change in meaning
 NOT_IDENTITY = ("threads", "device")  # recorded and warned about on resume, but part of neither hash nor comparison
+# Fields that older runs of this schema lack, and what they had.
+YOUNGER = {"network": "wrn", "crop": "padded", "compile": False}
 
 
 class Config(BaseModel):
@@ -33,7 +35,7 @@ class Config(BaseModel):
     seed: int = Field(ge=0)  # split, initial weights, sampling and augmentation
 
     # Data and split
-    resolution: int | None = Field(ge=8)  # side to which a folder's images are decoded; None: 32
+    resolution: int | None = Field(ge=8)  # side to which images of a folder or list are decoded; None: 32
     n1: int | None = Field(ge=1)  # labeled images of the head class; None: natural imbalance, no synthetic split
     m1: int | None = Field(ge=1)  # unlabeled images of the head class; None with natural or unknown unlabeled data
     gamma_l: float | None = Field(ge=1)  # labeled imbalance ratio; None with natural imbalance
@@ -44,11 +46,13 @@ class Config(BaseModel):
 
     # Augmentation
     flip: bool  # horizontal flips; off for digits
+    crop: Literal["padded", "resized"]  # of the image padded by reflection, or a random part of it resized
     train_resolution: int | None = Field(ge=8)  # side to which augmented images are resized; None: not at all
 
     # Network
-    depth: int  # 6 n + 4
-    width: int = Field(ge=1)
+    network: Literal["wrn", "resnet34"]  # the latter starts from torchvision's ImageNet weights
+    depth: int  # of a WideResNet, 6 n + 4
+    width: int = Field(ge=1)  # of a WideResNet
 
     # Optimiser
     batch_size: int = Field(ge=1)  # B, labeled images of a step
@@ -224,6 +228,8 @@ class Config(BaseModel):
             unused["mu"] = f"{self.method} uses no unlabeled images"
         if not learner.ema:
             unused |= dict.fromkeys(("ema_decay", "ema_weight_decay"), f"{self.method} keeps no moving average")
+        if self.network != "wrn":
+            unused |= dict.fromkeys(("depth", "width"), f"network={self.network!r} has a depth and width of its own")
         if self.schedule != "multistep":
             unused |= dict.fromkeys(("milestones", "lr_decay"), f"schedule={self.schedule!r} has no milestones")
         if self.schedule != "cosine":
@@ -242,9 +248,8 @@ class Config(BaseModel):
     def identity(self):
         """Everything that makes this run another run, as JSON types: what has an effect, but not `NOT_IDENTITY`."""
         values = self.model_dump(mode="json", exclude={*NOT_IDENTITY, *self.without_effect()})
+        values = {name: value for name, value in values.items() if (name, value) not in YOUNGER.items()}
         values["dataset"] = dataset_name(self.dataset)  # the path of the data is not part of it
-        if not self.compile:
-            values.pop("compile")  # runs from before this option existed stay the same runs
         if self.needs("source"):
             values["source"] = Path(self.source).name  # nor is that of a run
         else:
@@ -275,18 +280,24 @@ SPLITS = {
     "cifar100": {"n1": 150, "m1": 300, "gamma_l": 10, "n_val": 5000},
     "stl10": {"n1": 150, "gamma_l": 10, "n_val": 500, "unlabeled": "unknown", "train_resolution": 32},
     "mnist5k": {"n1": 60, "m1": 300, "gamma_l": 30, "n_val": 0, "unlabeled": "reversed", "flip": False},
-}
+} | dict.fromkeys(("semi_aves", "semi_aves_unknown"), {
+    "unlabeled": "unknown", "resolution": 256, "train_resolution": 224, "crop": "resized", "network": "resnet34",
+})
+SEMI_AVES = {"semi_aves": 26_640, "semi_aves_unknown": 26_640 + 122_208}  # unlabeled images, which make an epoch
+SEMI_AVES_LABELED, SEMI_AVES_EPOCHS = 5959, 90
 PRESETS = {"paper": 250_000, "cpu": 10_000}  # steps of a run
 
 
 def paper_dist_temperature(dataset, unlabeled, gamma_l, gamma_u):
-    """T_dist as the paper sets it: 1.5 for CIFAR10-LT with gamma_u = gamma_l, .3 everywhere else.
+    """T_dist as the paper sets it: 1.5 for CIFAR10-LT with gamma_u = gamma_l, .5 for Semi-Aves, .3 everywhere else.
 
     Examples
     --------
     >>> paper_dist_temperature("cifar10", "equal", 100, 100), paper_dist_temperature("cifar10", "reversed", 100, 100)
     (1.5, 0.3)
     """
+    if dataset in SEMI_AVES:
+        return 0.5
     return 1.5 if dataset == "cifar10" and unlabeled == "equal" and gamma_l == gamma_u else 0.3
 
 
@@ -327,8 +338,9 @@ def paper_settings(dataset, method, rebalance, total_steps):
     supervised = not LEARNERS[method].views
     return {
         "resolution": None, "n1": None, "m1": None, "gamma_l": None, "n_val": 0, "labeled_indices": None,
-        "unlabeled": "equal" if dataset in SPLITS else "unknown", "flip": True, "train_resolution": None,
-        "depth": 28, "width": 2, "batch_size": 64, "mu": 2 if method == "fixmatch" else 1,
+        "unlabeled": "equal" if dataset in SPLITS else "unknown", "flip": True, "crop": "padded",
+        "train_resolution": None, "network": "wrn", "depth": 28, "width": 2,
+        "batch_size": 64, "mu": 2 if method == "fixmatch" else 1,
         "lr": 0.1 if supervised else 0.03, "momentum": 0.9, "weight_decay": 5e-4,
         "schedule": "multistep" if supervised else "constant",
         "warmup_steps": int(0.025 * total_steps) if supervised else 0, "warmup_factor": 0.0,
@@ -352,6 +364,50 @@ def paper_settings(dataset, method, rebalance, total_steps):
         "eval_steps": 500, "eval_images": None, "precision": "fp32", "channels_last": False,
         "compile": False,
     }
+
+
+def semi_aves_steps(dataset, method, batch_size, mu):
+    """Count the steps of 90 epochs; one is as many whole steps as come nearest to all unlabeled images once.
+
+    For a supervised run they are the 5,959 labeled ones: its published result is the same with and without unlabeled
+    images of unknown class.
+
+    Examples
+    --------
+    >>> [semi_aves_steps(name, "fixmatch", 256, 5) // 90 for name in ("semi_aves", "semi_aves_unknown")]
+    [21, 116]
+    """
+    if LEARNERS[method].views:
+        return SEMI_AVES_EPOCHS * max(1, round(SEMI_AVES[dataset] / (mu * batch_size)))
+    return SEMI_AVES_EPOCHS * max(1, round(SEMI_AVES_LABELED / batch_size))
+
+
+def semi_aves_settings(method, total_steps, n_generations):
+    """Return what Semi-Aves changes in the paper's settings: another optimiser, and periods in epochs.
+
+    Published are batch sizes, rates, decays, the EMA's decay, 90 epochs, 5 of them for warm-up, a tenth of the rate
+    after 30 and 60, DASO's start after 20 and its histogram anew in each. An epoch is a ninetieth of `total_steps`
+    here, so that shorter runs keep these shares. Nobody has published the rest: the warm-up starts at 0, and CReST's
+    generations share the 90 epochs, with the schedule scaled to each, both as on the other data sets; evaluations
+    are one epoch apart; ABC counts such epochs; everything in steps else stays as it is. Nor how images are prepared:
+    ours are held as central squares of 256 pixels, crops are parts of those, the test sees all of them at 224 pixels,
+    and strong views have RandAugment and Cutout as on the other data sets.
+
+    Examples
+    --------
+    >>> {name: semi_aves_settings("fixmatch", 1890, 1)[name] for name in ("milestones", "pretrain_steps")}
+    {'milestones': (630, 1260), 'pretrain_steps': 420}
+    """
+    def epochs(n):
+        return total_steps * n // (SEMI_AVES_EPOCHS * n_generations)
+
+    epoch = max(1, epochs(1))
+    return {
+        "batch_size": 256, "mu": 5, "lr": 0.04 if LEARNERS[method].views else 0.1, "weight_decay": 3e-4,
+        "schedule": "multistep", "warmup_steps": epochs(5), "milestones": (epochs(30), epochs(60)), "lr_decay": 0.1,
+        "ema_decay": 0.9, "eval_steps": max(1, total_steps // SEMI_AVES_EPOCHS), "refresh_steps": epoch,
+        "abc_epoch_steps": epoch, "abc_epochs": total_steps / epoch,
+    } | ({} if method == "usadtm" else {"pretrain_steps": max(epoch, epochs(20))})
 
 
 def cpu_settings(method, total_steps):
@@ -386,7 +442,8 @@ def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_
     Parameters
     ----------
     preset : {"paper", "cpu"}
-        ``paper``: WRN-28-2, B = 64, mu = 2, 250,000 steps. ``cpu``: WRN-10-1, B = 32, 10,000 steps.
+        ``paper``: WRN-28-2, B = 64, mu = 2, 250,000 steps; for Semi-Aves ResNet-34, B = 256, mu = 5, 90 epochs.
+        ``cpu``: WRN-10-1, B = 32, 10,000 steps.
     dataset : str
         A name of `dasolib.data`, or a path; a file or folder called like a known set gets its split settings.
     method, rebalance, seed
@@ -427,8 +484,14 @@ def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_
         raise ValueError(f"{unknown[0]}={changes[unknown[0]]!r}: no such setting; choose from {choices}")
     name = dataset_name(dataset)
     if total_steps is None:
-        total_steps = PRESETS[preset] * (2 if "crt" in rebalance else 5) // 5  # a new head takes 100,000 in the paper
+        total_steps = PRESETS[preset]
+        if preset == "paper" and name in SEMI_AVES:
+            total_steps = semi_aves_steps(name, method, _count(changes, "batch_size", 256), _count(changes, "mu", 5))
+        total_steps = total_steps * (2 if "crt" in rebalance else 5) // 5  # a new head takes 100,000 in the paper
+    restarts = any("generations" in REBALANCERS[part].needs for part in rebalance)
+    n_generations = _count(changes, "n_generations", 5) if restarts else 1
     settings = paper_settings(name, method, rebalance, total_steps)
+    settings |= semi_aves_settings(method, total_steps, n_generations) if name in SEMI_AVES else {}
     settings |= cpu_settings(method, total_steps) if preset == "cpu" else {}
     settings |= SPLITS.get(name, {}) | changes
     if "gamma_u" not in settings:
@@ -437,10 +500,6 @@ def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_
         relevant = (settings["unlabeled"], settings["gamma_l"], settings["gamma_u"])
         settings["dist_temperature"] = paper_dist_temperature(name, *relevant)
     if "ramp_steps" not in settings:
-        restarts = any("generations" in REBALANCERS[part].needs for part in rebalance)
-        n_generations = settings["n_generations"] if restarts else 1
-        if not isinstance(n_generations, int) or n_generations < 1:
-            n_generations = 1  # the wrong value is refused below
         settings["ramp_steps"] = RAMP_SHARE.get(method, 1.0) * total_steps / n_generations
     threads = threads if threads is not None else available_cores()
     try:
@@ -455,6 +514,12 @@ def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_
         if name in changes:
             raise ValueError(f"{name}={changes[name]!r} would change nothing: {reason}")
     return config
+
+
+def _count(changes, name, otherwise):
+    """Return a changed setting, or `otherwise` where it is not changed, or is no count and will be refused."""
+    value = changes.get(name)
+    return value if isinstance(value, int) and value >= 1 else otherwise
 
 
 def _readable(error):

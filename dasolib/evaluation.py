@@ -29,7 +29,7 @@ def predict(net, images, normalize):
 
     Parameters
     ----------
-    net : dasolib.models.WideResNet
+    net : dasolib.models.Network
         Used in eval mode and left in the mode it was in.
     images : Tensor of shape (N, C, H, W)
         uint8, on the device of `net` or on the host.
@@ -133,7 +133,7 @@ def estimate_counts(net, batches, test):
 
     Parameters
     ----------
-    net : dasolib.models.WideResNet
+    net : dasolib.models.Network
     batches : dasolib.batches.Batches
         With held-out images.
     test : TestSet

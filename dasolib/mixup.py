@@ -95,7 +95,7 @@ def forward_mixed(net, batch, guess):
 
     Parameters
     ----------
-    net : dasolib.models.WideResNet
+    net : dasolib.models.Network
     batch : dasolib.methods.step.Batch
         With the draws of `draw_mixup`; every view of an unlabeled image has the same target.
     guess : Tensor of shape (n_unlabeled, K)

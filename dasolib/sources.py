@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dasolib.config import YOUNGER
 from dasolib.run_folder import project_root, resolve
 
 SAME_SPLIT = ("seed", "n1", "m1", "gamma_l", "gamma_u", "unlabeled", "n_val", "labeled_indices", "data_sha256")
-SAME_NETWORK = ("depth", "width")
+SAME_NETWORK = ("network", "depth", "width")
 
 
 class TrainedNetwork(NamedTuple):
@@ -128,9 +129,9 @@ def _finished(folder):
 
 
 def _check_same(folder, record, config, data, names):
-    wanted = config.model_dump(mode="json") | {"data_sha256": data.fingerprint}
-    differing = [f"{name}: {record.get(name)!r} there, {wanted[name]!r} here"
-                 for name in names if record.get(name) != wanted[name]]
+    there, here = YOUNGER | record, YOUNGER | config.identity() | {"data_sha256": data.fingerprint}
+    differing = [f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
+                 for name in names if there.get(name) != here.get(name)]
     if differing:
         raise ValueError(f"source={str(folder)!r} does not fit this run; " + "; ".join(differing))
 

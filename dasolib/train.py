@@ -17,7 +17,7 @@ from dasolib.ema import EMA
 from dasolib.estimate import average_estimates
 from dasolib.evaluation import TestSet, estimate_counts, outputs, predict, predictions, pseudo_label, summarize
 from dasolib.methods import LEARNERS
-from dasolib.models import WideResNet
+from dasolib.models import build_network, prepare_network
 from dasolib.rebalance import REBALANCERS, build_rebalance
 from dasolib.residency import fits
 from dasolib.run_folder import RunFolder, environment, project_root, resolve, write_bytes, write_json, write_npz
@@ -52,6 +52,8 @@ def run(config, run_dir=None, *, progress=True, resident=None):
     ------
     ValueError
         Before anything is written: if data, split, folder or the run it starts from do not fit the configuration.
+    ConnectionError
+        If data or ImageNet weights are to be downloaded and cannot be.
     FloatingPointError
         If a loss was NaN or infinite: names the first such step and its terms. No checkpoint is written after it.
     """
@@ -59,6 +61,7 @@ def run(config, run_dir=None, *, progress=True, resident=None):
     torch.set_num_threads(config.threads)
     if config.compile:
         check_compiler(device)
+    prepare_network(config)
     is_path = config.dataset not in DATASETS and resolve(config.dataset).exists()
     data = load_data(resolve(config.dataset) if is_path else config.dataset, root=project_root() / "data",
                      resolution=config.resolution)
@@ -220,10 +223,10 @@ class Training:
         n_classes = len(population.labeled)
         self.generation_steps = config.generation_steps
         self.temperature = config.sharpen_temperature if "sharpen_temperature" in learner.settings else 1
-        self.net = WideResNet(
-            depth=config.depth, width=config.width, n_classes=n_classes, in_channels=in_channels,
+        self.net = build_network(
+            config, n_classes=n_classes, in_channels=in_channels,
             heads=learner.heads | {line.head: n_classes for line in lines if line.head},
-            predictor=next((line.head for line in lines if line.head), None), precision=config.precision,
+            predictor=next((line.head for line in lines if line.head), None),
             generator=host_generator(config.seed, "initial weights", population.generation),
         ).to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
         if any("source" in line.needs for line in lines):
@@ -301,10 +304,7 @@ class Training:
         weights = {name: tensor.contiguous() for name, tensor in self.evaluated.state_dict().items()}
         write_bytes(path / "model.safetensors", safetensors.save(weights))
         write_json(path / "model.json", {
-            "network": "WideResNet", "depth": len(self.net.units[0]) * 6 + 4, "width": self.net.feat_dim // 64,
-            "n_classes": data.n_classes, "in_channels": data.x_train.shape[1], "precision": self.net.precision,
-            "heads": {name: head.out_features for name, head in self.net.heads.items()},
-            "predictor": self.net.predictor,
+            **self.net.description(),
             "class_names": data.class_names, "mean": data.mean, "std": data.std, "resolution": resolution,
             "evaluated": "student" if self.ema is None else "ema",
         })

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models import ResNet34_Weights, resnet34
 
 
 def golden_folders():
@@ -34,6 +35,23 @@ FOLDERS = golden_folders()
 def golden_folder(request):
     """Run a test once for each folder of reference numbers."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def imagenet_file(tmp_path_factory):
+    """A file as torchvision downloads it, with random weights, in a cache folder of its own."""
+    file = tmp_path_factory.mktemp("torch") / "hub" / "checkpoints" / Path(ResNet34_Weights.IMAGENET1K_V1.url).name
+    file.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(resnet34().state_dict(), file)
+    return file
+
+
+@pytest.fixture
+def imagenet(imagenet_file, monkeypatch):
+    """Let torch find the weights of `imagenet_file`."""
+    monkeypatch.setenv("TORCH_HOME", str(imagenet_file.parents[2]))
+    return imagenet_file
 
 
 @pytest.fixture(autouse=True)

@@ -9,19 +9,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+from scipy import stats
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms import RandomResizedCrop
 
 from dasolib.augment import (
+    CROP_AREA,
+    CROP_RATIO,
     OPERATIONS,
+    CropDraws,
     StrongDraws,
     WeakDraws,
     cutout,
+    draw_resized_crop,
     draw_strong,
     draw_weak,
     normalize,
     randaugment_operation,
     resize,
+    resized_crop,
     strong_view,
     weak_view,
 )
@@ -133,6 +140,29 @@ def test_resize_equals_pillows_bilinear(shape, resolution):
     size = (resolution, resolution)
     want = torch.stack([from_pillow(to_pillow(i).resize(size, Image.Resampling.BILINEAR)) for i in images])
     assert torch.equal(resize(images, resolution), want)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("side", "resolution"), [(64, 48), (24, 24), (20, 40), (150, 20)])
+def test_a_resized_crop_equals_pillows_crop_resize_and_mirror(channels, side, resolution):
+    """For taller crops Pillow may take the rows first, so that its rounding differs by one; see `resize`."""
+    images = random_images(60, channels, side, side)
+    draws = draw_resized_crop(60, side, side, generator=generator(2))
+    got = resized_crop(images, draws, resolution, resolution)
+    for k, (flip, top, left, height, width) in enumerate(zip(*(part.tolist() for part in draws), strict=True)):
+        pillow = to_pillow(images[k]).crop((left, top, left + width, top + height))
+        pillow = pillow.resize((resolution, resolution), Image.Resampling.BILINEAR)
+        want = from_pillow(ImageOps.mirror(pillow) if flip else pillow)
+        torch.testing.assert_close(got[k], want, atol=int(height > width), rtol=0)
+
+
+def test_the_crop_of_a_whole_image_is_the_resized_image():
+    images = telling_images(3, 30, 45)
+    zero, one = torch.zeros(6, dtype=torch.int64), torch.ones(6, dtype=torch.int64)
+    whole = CropDraws(zero.bool(), zero, zero, 30 * one, 45 * one)
+    assert torch.equal(resized_crop(images, whole, 20, 20), resize(images, 20))
+    assert torch.equal(resized_crop(images, whole, 30, 45), images)
+    assert torch.equal(resized_crop(images, whole._replace(flip=one.bool()), 30, 45), images.flip(3))
 
 
 def test_the_whole_strong_view_equals_pillow_image_by_image():
@@ -327,6 +357,36 @@ def test_without_flip_nothing_is_mirrored_and_the_crops_stay_the_same():
     assert torch.equal(plain.dy, unflipped.dy) and torch.equal(plain.dx, unflipped.dx)
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (40, 90), (5, 300)])
+def test_resized_crops_are_drawn_like_those_of_torchvision(height, width):
+    """Two-sample tests of area, aspect and place against 4,000 draws of torchvision's transform."""
+    n = 4000
+    draws = draw_resized_crop(n, height, width, generator=generator(1))
+    torch.manual_seed(1)
+    image = torch.empty(3, height, width)
+    theirs = torch.tensor([RandomResizedCrop.get_params(image, CROP_AREA, CROP_RATIO) for _ in range(n)])
+    ours = torch.stack([draws.top, draws.left, draws.height, draws.width], dim=1)
+    for column in range(4):
+        assert stats.ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3
+    assert stats.ks_2samp(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]).pvalue > 1e-3
+    assert abs(float(draws.flip.float().mean()) - 0.5) < 5 * 0.5 / n**0.5
+
+
+@pytest.mark.parametrize(("height", "width", "crop"), [(1, 100, (0, 49, 1, 1)), (100, 1, (49, 0, 1, 1)),
+                                                       (2, 100, (0, 48, 2, 3)), (100, 3, (48, 0, 4, 3))])
+def test_where_no_crop_fits_it_is_central_with_the_nearest_ratio(height, width, crop):
+    """4/3 of one pixel is one, of two are three; 3/4 of four are three; the place is rounded down."""
+    draws = draw_resized_crop(200, height, width, generator=generator())
+    found = torch.stack([draws.top, draws.left, draws.height, draws.width], dim=1).tolist()
+    assert list(crop) in found
+
+
+def test_resized_crops_without_flip_are_the_same_but_not_mirrored():
+    plain, unflipped = (draw_resized_crop(100, 32, 32, generator=generator(), flip=flip) for flip in (True, False))
+    assert plain.flip.any() and not unflipped.flip.any()
+    assert all(torch.equal(a, b) for a, b in zip(plain[1:], unflipped[1:], strict=True))
+
+
 # --- the device ------------------------------------------------------------------------------------------------------
 
 
@@ -346,10 +406,11 @@ class RefuseWaits(TorchDispatchMode):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_cuda_batch_is_augmented_without_waiting_for_the_device(channels):
     """Fake tensors refuse whatever reads a value back: item, nonzero and boolean masks raise."""
-    draws = draw_strong(200, 24, 24, generator=generator())
+    draws, crops = (draw(200, 24, 24, generator=generator()) for draw in (draw_strong, draw_resized_crop))
     assert set(draws.operation[draws.apply].tolist()) == set(range(14))
     with FakeTensorMode(allow_non_fake_inputs=True), RefuseWaits():
         images = torch.empty(200, channels, 24, 24, dtype=torch.uint8, device="cuda")
+        assert resized_crop(images, crops, 16, 20).shape == (200, channels, 16, 20)
         view = strong_view(images, draws)
         x = normalize(view, [0.5] * channels, [0.25] * channels, resolution=16, memory_format=torch.channels_last)
         assert view.device.type == x.device.type == "cuda"
@@ -367,16 +428,17 @@ def test_the_check_for_waits_notices_one(wait):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_views_on_a_cuda_device_equal_those_on_the_host_and_do_not_wait():
     images = random_images(500, 3, 32, 32)
-    draws = draw_strong(500, 32, 32, generator=generator())
+    draws, crops = (draw(500, 32, 32, generator=generator()) for draw in (draw_strong, draw_resized_crop))
     want = strong_view(images, draws)
     on_device = images.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        got = strong_view(on_device, draws)
+        got, parts = strong_view(on_device, draws), resized_crop(on_device, crops, 16, 20)
         x = normalize(got, [0.5] * 3, [0.25] * 3, resolution=16)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(got.cpu(), want)
+    assert torch.equal(parts.cpu(), resized_crop(images, crops, 16, 20))
     assert torch.equal(x.cpu(), normalize(want, [0.5] * 3, [0.25] * 3, resolution=16))
 
 
@@ -403,10 +465,16 @@ def test_every_function_refuses_what_is_no_uint8_batch(images, message):
         lambda: randaugment_operation(images, "Identity"),
         lambda: cutout(images, strong.centre),
         lambda: resize(images, 4),
+        lambda: resized_crop(images, draw_resized_crop(2, 8, 8, generator=generator()), 4, 4),
         lambda: normalize(images, [0.5] * 3, [0.5] * 3),
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def one_crop(*numbers):
+    """The same crop, (top, left, height, width), of two images."""
+    return CropDraws(torch.zeros(2, dtype=torch.bool), *(torch.tensor([number] * 2) for number in numbers))
 
 
 @pytest.mark.parametrize(
@@ -433,6 +501,13 @@ def test_every_function_refuses_what_is_no_uint8_batch(images, message):
         (lambda d: cutout(IMAGES, d.centre * float("nan")), r"centre must be in 0\.\.8, got nan"),
         (lambda d: cutout(IMAGES[:, :, :4], d.centre * 0 + 5), "centre must lie in .* width 8 and height 4"),
         (lambda d: resize(IMAGES, 0), "resolution must be >= 1, got 0"),
+        (lambda d: resized_crop(IMAGES, one_crop(0, 0, 8, 8), 4, 0), "height and width must be >= 1, got 4 and 0"),
+        (lambda d: resized_crop(IMAGES, one_crop(0, 0, 9, 8), 4, 4), r"height must be in 1\.\.8, got 9\.\.9"),
+        (lambda d: resized_crop(IMAGES, one_crop(0, -1, 8, 8), 4, 4), r"left must be in 0\.\.7, got -1"),
+        (lambda d: resized_crop(IMAGES, one_crop(3, 0, 6, 8), 4, 4), r"top \+ height must be at most 8, got 9"),
+        (lambda d: resized_crop(IMAGES[:1], one_crop(0, 0, 8, 8), 4, 4), r"flip must be .* shape \(1,\), got \(2,\)"),
+        (lambda d: draw_resized_crop(-1, 8, 8, generator=generator()), "n and pad must be >= 0, got n -1"),
+        (lambda d: draw_resized_crop(1, 8, 0, generator=generator()), "height and width must be >= 1, got 8 and 0"),
         (lambda d: normalize(IMAGES, [0.5], [0.5] * 3), r"mean must be a sequence of 3 numbers.* got \[0\.5\]"),
         (lambda d: normalize(IMAGES, [0.5] * 3, 0.5), r"std must be a sequence of 3 numbers.* got 0\.5"),
         (lambda d: normalize(IMAGES, [0.5] * 3, [0.5, 0.0, 0.5]), r"std must be > 0, got \[0\.5, 0\.0, 0\.5\]"),

@@ -355,6 +355,27 @@ def test_without_a_training_resolution_remixmatch_leaves_the_size_as_it_is():
     assert batch.x.shape[2:] == (SIDE, SIDE)
 
 
+@pytest.mark.parametrize("method", ["fixmatch", "remixmatch"])
+@pytest.mark.parametrize("kind", ["weak", "strong"])
+@pytest.mark.parametrize("resolution", [8, None])
+def test_resized_crops_stand_in_for_flip_and_padded_crop_and_come_first(kind, method, resolution):
+    """RandAugment and Cutout act on the resized part of the image, for ReMixMatch as for all others."""
+    batches = make_batches(textured_data(), method=method, rebalance="", crop="resized", flip=True,
+                           train_resolution=resolution)
+    generator, side = host_generator(0, "view name", 3), resolution or SIDE
+    draws = augment.draw_resized_crop(6, SIDE, SIDE, generator=generator)
+    images = augment.resized_crop(batches.u[:6], draws, side, side)
+    if kind == "strong":
+        draws = augment.draw_strong(6, side, side, generator=generator, flip=False, pad=0)
+        images = augment.strong_view(images, draws, pad=0)
+    torch.testing.assert_close(batches.view(batches.u[:6], kind, "name", 3), images.float())
+
+
+def test_a_view_that_is_not_augmented_is_not_cropped_either():
+    batches = make_batches(textured_data(), method="usadtm", rebalance="", crop="resized")
+    assert torch.equal(batches.view(batches.u[:6], "plain", "name", 3), batches.normalize(batches.u[:6]))
+
+
 # ---- refusals ----
 
 
@@ -373,6 +394,7 @@ def test_a_method_that_turns_images_needs_them_square():
     ({"batch_size": 27}, "batch_size=27 is larger than the labeled set of 26 images"),
     ({"mu": 14}, r"mu \* batch_size = 14 \* 4 is larger than the unlabeled set of 54 images"),
     (NATURAL, "method='fixmatch' needs unlabeled images, dataset='toy' has none: give labeled_indices"),
+    ({"network": "resnet34"}, "network='resnet34' takes images of three channels, those of dataset='toy' have 1"),
     ({"unlabeled": "unknown", "m1": None}, "unlabeled='unknown': dataset='toy' has no separate unlabeled images; "
                                            "choose equal, uniform or reversed"),
 ])

@@ -8,6 +8,7 @@ import pytest
 from dasolib.config import (
     NOT_IDENTITY,
     PRESETS,
+    YOUNGER,
     Config,
     available_cores,
     check_parameters,
@@ -40,6 +41,8 @@ def values(made, *names):
         ("cifar10", (1500, 3000, 100, 100, "equal", 5000, True, None)),
         ("cifar100", (150, 300, 10, 10, "equal", 5000, True, None)),
         ("stl10", (150, None, 10, None, "unknown", 500, True, 32)),
+        ("semi_aves", (None, None, None, None, "unknown", 0, True, 224)),
+        ("semi_aves_unknown", (None, None, None, None, "unknown", 0, True, 224)),
         ("mnist5k", (60, 300, 30, 30, "reversed", 0, False, None)),
         ("photos/birds", (None, None, None, None, "unknown", 0, True, None)),
     ],
@@ -224,6 +227,64 @@ def test_the_unlabeled_ratio_follows_from_the_kind_of_unlabeled_set(unlabeled, g
     assert config(unlabeled=unlabeled).gamma_u == gamma_u
 
 
+# --- Semi-Aves -------------------------------------------------------------------------------------------------------
+
+
+def aves(preset="paper", **changes):
+    return config(preset, **{"dataset": "semi_aves"} | changes)
+
+
+def test_semi_aves_has_the_papers_settings():
+    made = aves()
+    assert values(made, "batch_size", "mu", "lr", "momentum", "weight_decay") == (256, 5, .04, .9, 3e-4)
+    assert values(made, "network", "crop", "resolution", "train_resolution", "flip") == (
+        "resnet34", "resized", 256, 224, True)
+    assert values(made, "ema_decay", "dist_temperature", "threshold", "queue_size", "proto_temperature") == (
+        .9, .5, .95, 256, .05)
+    assert aves(method="supervised", rebalance="").lr == .1
+
+
+@pytest.mark.parametrize(("dataset", "method", "epoch"), [
+    ("semi_aves", "fixmatch", 21),  # 26,640 images, 1,280 a step: 20.8
+    ("semi_aves_unknown", "fixmatch", 116),  # 148,848: 116.3
+    ("semi_aves", "supervised", 23),  # 5,959 labeled images, 256 a step: 23.3
+    ("semi_aves_unknown", "supervised", 23),
+])
+def test_a_run_on_semi_aves_has_ninety_epochs_and_its_periods_count_them(dataset, method, epoch):
+    made = aves(dataset=dataset, method=method, rebalance="daso" if method == "fixmatch" else "")
+    assert values(made, "schedule", "lr_decay", "warmup_factor", "warmup_shape") == ("multistep", .1, 0, "linear")
+    assert made.total_steps == 90 * epoch and made.milestones == (30 * epoch, 60 * epoch)
+    assert values(made, "warmup_steps", "eval_steps", "refresh_steps") == (5 * epoch, epoch, epoch)
+    assert made.pretrain_steps == 20 * epoch
+
+
+def test_other_batches_make_other_epochs_and_another_length_keeps_the_shares():
+    assert aves(batch_size=64, mu=1).total_steps == 90 * 416  # 26,640 / 64 = 416.25
+    made = aves(total_steps=900)
+    assert values(made, "milestones", "pretrain_steps", "refresh_steps", "warmup_steps") == ((300, 600), 200, 10, 50)
+    assert values(aves(total_steps=2), "pretrain_steps", "refresh_steps", "eval_steps") == (1, 1, 1)
+
+
+def test_on_semi_aves_the_schedule_of_crest_spans_a_generation_and_its_evaluations_do_not():
+    made = aves(rebalance="crest_plus")
+    assert made.total_steps == 1890 and made.generation_steps == 378
+    assert values(made, "milestones", "warmup_steps", "eval_steps") == ((126, 252), 21, 21)
+
+
+@pytest.mark.parametrize("combination", LEGAL, ids=label)
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("dataset", ["semi_aves", "semi_aves_unknown", "stl10"])
+def test_every_method_has_settings_for_data_that_are_not_here(dataset, preset, combination):
+    made = make_config(preset, **base_of(combination) | {"dataset": dataset})
+    assert made.run_name().startswith(f"{dataset}-{label(combination)}-s0-")
+
+
+def test_a_wrong_batch_size_is_refused_where_the_length_follows_from_it():
+    for value in (0, "many", 1.5):
+        with pytest.raises(ValueError, match=f"batch_size={value!r}: "):
+            aves(batch_size=value)
+
+
 # --- the CPU preset --------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +389,8 @@ def test_a_change_wins_over_preset_and_data_set():
         ({"depth": 27}, "depth=27: a WideResNet has depth 6 n . 4: 10, 16, 22, 28"),
         ({"depth": 4}, "depth=4: a WideResNet"),
         ({"width": 0}, "width=0: .* greater than or equal to 1"),
+        ({"network": "resnet50"}, "network='resnet50': .* 'wrn' or 'resnet34'"),
+        ({"crop": "random"}, "crop='random': .* 'padded' or 'resized'"),
         ({"mu": 0}, "mu=0: .* greater than or equal to 1"),
         ({"batch_size": 1.5}, "batch_size=1.5: .* valid integer"),
         ({"lr": 0.0}, "lr=0.0: .* greater than 0"),
@@ -399,6 +462,8 @@ def test_all_wrong_values_are_named_at_once():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
+        ({"network": "resnet34", "depth": 16}, "network='resnet34' has a depth and width of its own"),
+        ({"dataset": "semi_aves", "width": 1}, "network='resnet34' has a depth and width of its own"),
         ({"la_tau": 0.5}, "fixmatch . daso has no such setting"),
         ({"ldam_scale": 10.0}, "fixmatch . daso has no such setting"),
         ({"method": "supervised", "rebalance": "", "mu": 4}, "supervised uses no unlabeled images"),
@@ -475,7 +540,7 @@ def another(name, value):
         "queue_sizing": "frequency", "prototypes_from": "student", "precision": "bf16", "resolution": 64,
         "train_resolution": 16, "fixed_blend": 0.5, "eval_images": 77, "reweight_warmup_steps": 12,
         "warmup_steps": 11, "pretrain_steps": 6000, "total_steps": 240_000, "n_generations": 4, "ramp_shape": "exp",
-        "source": "runs/other",
+        "source": "runs/other", "network": "resnet34", "crop": "resized",
     }
     if name in special:
         return special[name]
@@ -546,6 +611,14 @@ def test_the_name_ignores_listing_order_threads_device_and_the_place_of_the_data
     for changes in ({"rebalance": ["daso", "la"]}, {"threads": 7}, {"device": "cpu"}, {"dataset": "data/cifar10.npz"},
                     {"dataset": "/somewhere/else/cifar10"}):
         assert config(preset, **{"rebalance": "la,daso"} | changes).run_name() == name
+
+
+def test_a_field_that_older_runs_lack_leaves_their_names_as_they_were():
+    """The names are those of runs that were made before there was another network or crop."""
+    assert make_config("cpu", dataset="mnist5k", method="fixmatch").run_name() == "mnist5k-fixmatch-s0-09bfb4a0"
+    made = make_config(dataset="stl10", method="remixmatch", rebalance="crest")
+    assert made.run_name() == "stl10-remixmatch-crest-s0-b76d03ee"
+    assert not set(YOUNGER) & set(made.identity()) and set(YOUNGER) <= set(aves().identity())
 
 
 def test_naming_a_value_that_the_preset_has_makes_no_other_run():

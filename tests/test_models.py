@@ -1,13 +1,16 @@
-"""WideResNet: size, structure, initial draw, image sizes, precision and memory layout."""
+"""WideResNet and ResNet-34: size, structure, initial draw, image sizes, precision and memory layout."""
 
+import json
 import math
+from urllib.error import URLError
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import resnet34
 
-from dasolib.models import WideResNet, forward_views
+from dasolib.models import ResNet34, WideResNet, forward_views, imagenet_weights, rebuild_network
 
 
 def small_net(**settings):
@@ -207,3 +210,93 @@ def test_the_network_predicts_with_its_head_or_with_the_one_it_is_told_to():
 def test_a_predictor_that_is_no_head_is_refused(heads, named):
     with pytest.raises(ValueError, match=f"predictor='balanced': choose None or one of the heads: {named}"):
         small_net(heads=heads, predictor="balanced")
+
+
+# --- ResNet-34 -------------------------------------------------------------------------------------------------------
+
+
+def small_resnet(**settings):
+    return ResNet34(**{"n_classes": 4, "generator": torch.Generator().manual_seed(0)} | settings)
+
+
+@pytest.mark.parametrize("side", [64, 40])
+def test_features_of_resnet_34_are_those_of_torchvision(side, imagenet):
+    """In eval mode, with one set of weights; its own head then makes logits of the pooled features."""
+    published = resnet34()
+    published.load_state_dict(torch.load(imagenet, weights_only=True))
+    published.fc = nn.Identity()
+    net, x = small_resnet(pretrained=True).eval(), images(2, 3, side, side)
+    with torch.no_grad():
+        torch.testing.assert_close(net.features(x), published.eval()(x))
+        assert torch.equal(net(x), net.head(net.features(x)))
+    assert net.feat_dim == 512
+
+
+def test_pretraining_leaves_the_head_to_the_generator_and_everything_else_to_the_file(imagenet):
+    first, again, other = (small_resnet(pretrained=True, generator=torch.Generator().manual_seed(seed)).state_dict()
+                           for seed in (5, 5, 6))
+    assert all(torch.equal(again[name], value) for name, value in first.items())
+    assert [name for name, value in first.items() if not torch.equal(other[name], value)] == ["head.weight"]
+    weights = torch.load(imagenet, weights_only=True)
+    assert {f"encoder.{name}" for name in weights} - set(first) == {"encoder.fc.weight", "encoder.fc.bias"}
+    assert all(torch.equal(first[f"encoder.{name}"], value.to(first[f"encoder.{name}"]))
+               for name, value in weights.items() if not name.startswith("fc."))
+
+
+def test_without_pretraining_the_generator_draws_every_weight_of_resnet_34_with_the_published_spread():
+    nets = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        nets.append(small_resnet())
+    assert all(torch.equal(a, b) for a, b in zip(*(net.parameters() for net in nets), strict=True))
+    for module in nets[0].modules():
+        if isinstance(module, nn.Conv2d):
+            spread = math.sqrt(2 / (module.kernel_size[0] ** 2 * module.out_channels))
+            assert abs(module.weight.std() / spread - 1) < 5 / math.sqrt(2 * module.weight.numel())
+
+
+def test_resnet_34_has_further_heads_float_counters_and_bf16_like_the_wide_one():
+    net = small_resnet(heads={"balanced": 7}, predictor="balanced", precision="bf16")
+    feats = net.features(images(2, 3, 32, 32))
+    assert feats.dtype == torch.float32 and net.predict(feats).shape == (2, 7)
+    counters = [value for name, value in net.named_buffers() if name.endswith("num_batches_tracked")]
+    assert len(counters) == 36 and all(value.is_floating_point() and value == 1 for value in counters)
+    with pytest.raises(ValueError, match="precision='fp16': choose fp32 or bf16"):
+        small_resnet(precision="fp16")
+    with pytest.raises(ValueError, match="predictor='rotation': choose None or one of the heads: none"):
+        small_resnet(predictor="rotation")
+
+
+@pytest.mark.parametrize("net", [
+    small_net(depth=16, width=2, in_channels=1, heads={"balanced": 5}, predictor="balanced", precision="bf16"),
+    small_resnet(heads={"rotation": 4}),
+], ids=["WideResNet", "ResNet34"])
+def test_a_network_is_rebuilt_from_its_description_as_json(net):
+    about = json.loads(json.dumps(net.description() | {"class_names": list("abcd"), "resolution": None}))
+    copy = rebuild_network(about)
+    copy.load_state_dict(net.state_dict())
+    assert type(copy) is type(net) and copy.description() == net.description()
+    x = images(2, about["in_channels"], 16, 16)
+    assert torch.equal(copy.eval()(x), net.eval()(x))
+
+
+def test_weights_that_cannot_be_had_are_named_with_their_source_and_their_place(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(ConnectionError, match="ResNet-34 could not be .* from https://download.pytorch.org/models/res"
+                                              ".*no route to host.*put the file there by hand.*TORCH_HOME") as error:
+        small_resnet(pretrained=True)
+    assert str(tmp_path / "hub" / "checkpoints" / "resnet34-b627a593.pth") in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights"], ids=["empty", "text"])
+def test_a_damaged_file_of_weights_is_named(content, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / "resnet34-b627a593.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"(?s){file} is damaged .*Delete it to have the ImageNet weights"):
+        imagenet_weights()

@@ -451,6 +451,7 @@ NATURAL = {"n1": None, "m1": None, "gamma_l": None, "unlabeled": "unknown"}
     ("cifar10", {"unlabeled": "equal", "gamma_u": 50.0}),
     ("cifar100", {"unlabeled": "reversed", "n1": 50, "m1": 400, "gamma_l": 20.0}),
     ("stl10", {"n1": 450}),
+    ("semi_aves_unknown", {}),
     ("mnist5k", {"n_val": 100, "n1": 40}),
     ("my data/birds", {"resolution": 64, **NATURAL}),
     ("flowers", {"labeled_indices": (3, 1, 4), **NATURAL}),

@@ -240,7 +240,7 @@ RULES_OF_FIXMATCH_WITH_DASO = {
 # Primitives that know nothing of either method, with the functions of theirs that run: their names and docstrings say
 # what they give, and no reader of a step needs to know how.
 PRIMITIVES = {
-    "models.py": {"forward_views", "WideResNet.features", "Block.forward"},  # the network
+    "models.py": {"forward_views", "Network.features", "WideResNet.encode", "Block.forward"},  # the network
     "losses.py": {"cross_entropy"},  # a mean over all rows, of which some may have weight 0
     "prototypes.py": {"PrototypeBank.push", "PrototypeBank.lengths"},  # the means of ring buffers
 }

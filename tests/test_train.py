@@ -24,7 +24,7 @@ from dasolib import augment
 from dasolib.data import load_data
 from dasolib.evaluation import predict
 from dasolib.methods import LEARNERS
-from dasolib.models import WideResNet
+from dasolib.models import WideResNet, rebuild_network
 from dasolib.train import choose_device, run
 from tests.tiny import (
     N_CLASSES,
@@ -313,8 +313,8 @@ def test_the_evaluated_network_is_the_moving_average_where_there_is_one(method, 
 def test_the_network_can_be_rebuilt_from_its_two_files(numbers, finished, dataset):
     folder = finished(**numbers)
     about = json.loads((folder / "model.json").read_text())
-    names = ("depth", "width", "n_classes", "in_channels", "precision", "heads", "predictor")
-    net = WideResNet(**{name: about[name] for name in names})
+    net = rebuild_network(about)
+    assert isinstance(net, WideResNet)
     net.load_state_dict(load_file(folder / "model.safetensors"))
     normalize = functools.partial(augment.normalize, **{name: about[name] for name in ("mean", "std", "resolution")})
     logits = predict(net, load_data(dataset).x_test, normalize)[1]
