@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -35,7 +36,7 @@ def project(tmp_path, monkeypatch):
 @pytest.fixture
 def shallow(imagenet, monkeypatch):
     """A quarter of ResNet-34: the first block of each of its four stages."""
-    monkeypatch.setattr(dasolib.models, "resnet34", lambda: ResNet(BasicBlock, [1, 1, 1, 1]))
+    monkeypatch.setattr(torchvision.models, "resnet34", lambda: ResNet(BasicBlock, [1, 1, 1, 1]))
 
 
 def aves(dataset="semi_aves_unknown", **changes):
