@@ -32,12 +32,14 @@ class CallCounter(TorchDispatchMode):
 
     Attributes
     ----------
-    calls, bytes, convolution_bytes : int
+    calls, convolutions : int
+    bytes, convolution_bytes : int
     """
 
     def __init__(self):
         super().__init__()
-        self.calls, self.bytes, self.convolution_bytes = 0, 0, 0
+        self.calls, self.convolutions = 0, 0
+        self.bytes, self.convolution_bytes = 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Carry out one call and count it."""
@@ -50,7 +52,9 @@ class CallCounter(TorchDispatchMode):
             moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
             self.calls += 1
             self.bytes += moved
-            self.convolution_bytes += moved if "convolution" in name else 0
+            if "convolution" in name:
+                self.convolutions += 1
+                self.convolution_bytes += moved
         return out
 
 
@@ -62,9 +66,11 @@ def measure():
     window = Window(data.n_classes, device)
     with FlopCounterMode(display=False) as operations, CallCounter() as counter:
         batch, u_target = batches.at(FIRST)
+        calls_of_views = counter.calls
         window.add(training.step(batch, FIRST), u_target, FIRST)
     counts = {"flop": operations.get_total_flops(), "bytes": counter.bytes,
-              "convolution_bytes": counter.convolution_bytes, "calls": counter.calls}
+              "convolution_bytes": counter.convolution_bytes, "calls": counter.calls,
+              "calls_of_views": calls_of_views, "convolutions": counter.convolutions}
     rows = []
     for name, (flops, bandwidth) in GPUS.items():
         row = {"gpu": name, "arithmetic_ms": 1000 * counts["flop"] / flops,
@@ -81,7 +87,9 @@ def format_numbers(numbers):
     """Text of the tables."""
     counts = numbers["counts"]
     lines = [f"a step: {counts['flop'] / 1e9:.0f} GFLOP; {counts['bytes'] / 1e9:.1f} GB read and written, "
-             f"{counts['convolution_bytes'] / 1e9:.1f} GB of it by convolutions; {counts['calls']} operator calls",
+             f"{counts['convolution_bytes'] / 1e9:.1f} GB of it by convolutions;",
+             f"{counts['calls']} operator calls, {counts['calls_of_views']} of them for views, "
+             f"{counts['convolutions']} convolutions (a backward pass counts as one call)",
              f"{'GPU':5} {'arithmetic':>11} {'traffic':>9} {'fused':>9} {'250,000 steps':>14} {'fused':>9}"]
     lines += [f"{row['gpu']:5} {row['arithmetic_ms']:8.2f} ms {row['traffic_ms']:6.2f} ms "
               f"{row['fused_traffic_ms']:6.2f} ms {row['minutes']:10.0f} min {row['fused_minutes']:5.0f} min"

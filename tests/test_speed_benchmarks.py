@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from benchmarks import daso_cost, seeds, step
+from benchmarks import daso_cost, roofline, seeds, step
+from benchmarks.roofline import CallCounter
 from benchmarks.workload import build, random_data
 from dasolib.config import make_config
 
@@ -107,3 +109,30 @@ def test_bad_arguments_are_refused(module, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             module.main()
         assert message in capsys.readouterr().err
+
+
+def test_calls_are_counted_with_the_bytes_they_read_and_write():
+    """Views and empty tensors move nothing; an argument given twice is read once; a convolution counts for its own."""
+    x, weight = torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 3, 3)
+    with CallCounter() as counter:
+        torch.empty(1000)
+        y = x.view(2, 192)[:1]
+        y + y
+    assert (counter.calls, counter.bytes, counter.convolutions) == (1, 2 * 192 * 4, 0)
+    with CallCounter() as counter:
+        F.conv2d(x, weight)
+    assert (counter.calls, counter.convolutions) == (1, 1)
+    assert counter.bytes == counter.convolution_bytes == 4 * (2 * 3 * 64 + 4 * 27 + 2 * 4 * 36)
+
+
+def test_the_least_time_of_a_gpu_is_that_of_arithmetic_or_traffic(small, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(roofline, "paper_config", small_config)
+    monkeypatch.setattr(roofline, "GPUS", {"slow": (1e9, 1e30), "narrow": (1e30, 1e9)})
+    monkeypatch.setattr("sys.argv", ["roofline", "--json", str(tmp_path / "roofline.json")])
+    roofline.main()
+    numbers = json.loads((tmp_path / "roofline.json").read_text())
+    counts, (slow, narrow) = numbers["counts"], numbers["rows"]
+    assert slow["minutes"] == slow["fused_minutes"] == pytest.approx(counts["flop"] / 1e9 * 250_000 / 60)
+    assert narrow["minutes"] == pytest.approx(counts["bytes"] / 1e9 * 250_000 / 60)
+    assert narrow["fused_minutes"] < narrow["minutes"]
+    assert roofline.format_numbers(numbers) in capsys.readouterr().out
