@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+from PIL import Image, ImageOps
 from scipy import stats
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import RandomResizedCrop
 
+from benchmarks.augment import pillow_cutout, pillow_operation
 from dasolib.augment import (
     CROP_AREA,
     CROP_RATIO,
@@ -34,8 +35,6 @@ from dasolib.augment import (
 )
 
 SHIPPED = Path(__file__).parent / "data" / "golden"
-BLENDS = ("Brightness", "Color", "Contrast", "Sharpness")
-AFFINE = Image.Transform.AFFINE
 
 
 @pytest.fixture(params=["shipped", "larger"], scope="module")
@@ -76,27 +75,6 @@ def from_pillow(image):
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def pillow_operation(image, name, level, negative):
-    """One operation on one Pillow image, by Pillow's own functions."""
-    width, height = image.size
-    sign = -1 if negative else 1
-    shear = sign * (level / 10 * 0.3)
-    if name in BLENDS:
-        return getattr(ImageEnhance, name)(image).enhance(level / 10 * 0.9 + 0.05)
-    return {
-        "AutoContrast": lambda: ImageOps.autocontrast(image),
-        "Equalize": lambda: ImageOps.equalize(image),
-        "Identity": lambda: image,
-        "Posterize": lambda: ImageOps.posterize(image, int(level / 10 * 4) + 4),
-        "Solarize": lambda: ImageOps.solarize(image, 256 - int(level / 10 * 256)),
-        "Rotate": lambda: image.rotate(sign * int(level / 10 * 30)),
-        "ShearX": lambda: image.transform(image.size, AFFINE, (1, shear, 0, 0, 1, 0)),
-        "ShearY": lambda: image.transform(image.size, AFFINE, (1, 0, 0, shear, 1, 0)),
-        "TranslateX": lambda: image.transform(image.size, AFFINE, (1, 0, int(shear * width), 0, 1, 0)),
-        "TranslateY": lambda: image.transform(image.size, AFFINE, (1, 0, 0, 0, 1, int(shear * height))),
-    }[name]()
-
-
 # --- against the published implementation and Pillow -----------------------------------------------------------------
 
 
@@ -131,6 +109,15 @@ def test_operations_equal_pillow_on_one_and_three_channels_and_any_size(name, sh
             want = torch.stack([from_pillow(pillow_operation(to_pillow(i), name, level, negative)) for i in images])
             got = randaugment_operation(images, name, level, negative)
             assert torch.equal(got, want), f"level {level}, negative {negative}: {(got != want).sum()} values differ"
+
+
+@pytest.mark.parametrize(("name", "shape"), [("TranslateX", (1, 2, 40_000)), ("TranslateY", (1, 40_000, 2))])
+def test_a_map_reaches_beyond_pixel_32768(name, shape):
+    """There a coordinate with its 16 bits after the point needs more than 32."""
+    (image,) = images = random_images(1, *shape)
+    for negative in (False, True):
+        want = from_pillow(pillow_operation(to_pillow(image), name, 9, negative))
+        assert torch.equal(randaugment_operation(images, name, 9, negative)[0], want)
 
 
 @pytest.mark.parametrize("shape", [(3, 96, 96), (1, 28, 28), (3, 30, 45)])
@@ -175,10 +162,7 @@ def test_the_whole_strong_view_equals_pillow_image_by_image():
             if draws.apply[slot, k]:
                 name = OPERATIONS[draws.operation[slot, k]]
                 pillow = pillow_operation(pillow, name, draws.level[slot, k].item(), draws.negative[slot, k].item())
-        x, y = draws.centre[k].tolist()
-        left, top = int(max(0, x - 8)), int(max(0, y - 8))
-        square = (left, top, min(32, left + 16), min(24, top + 16))
-        ImageDraw.Draw(pillow).rectangle(square, (127, 127, 127))
+        pillow = pillow_cutout(pillow, *draws.centre[k].tolist())
         assert torch.equal(got[k], from_pillow(pillow)), f"image {k}"
 
 
@@ -253,9 +237,9 @@ def test_normalize_scales_to_one_then_subtracts_the_mean_and_divides():
     images = random_images(5, 3, 8, 6)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
     got = normalize(images, mean, std)
-    want = (images.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    want = (images.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     assert got.dtype == torch.float32 and got.is_contiguous()
-    torch.testing.assert_close(got, want.float())
+    assert torch.equal(got, want)
 
 
 def test_normalize_gives_the_type_layout_and_size_asked_for():
