@@ -292,8 +292,7 @@ def weak_view(images, draws, *, pad=PAD):
     dy = _host("dy", draws.dy, (n,), 0, 2 * pad)
     dx = _host("dx", draws.dx, (n,), 0, 2 * pad)
 
-    rows = _reflect(np.arange(h) + dy[:, None] - pad, h)
-    cols = _reflect(np.arange(w) + dx[:, None] - pad, w)
+    rows, cols = _reflected(h, pad)[dy], _reflected(w, pad)[dx]
     cols = np.where(flip[:, None], w - 1 - cols, cols)
     # The flat position of each pixel's source is the same in every channel: one gather does flip and crop.
     source = _send(rows * w, images.device).view(n, 1, h, 1) + _send(cols, images.device).view(n, 1, 1, w)
@@ -383,8 +382,7 @@ def strong_view(images, draws, *, pad=PAD, cutout_size=16):
     (torch.Size([2, 3, 32, 32]), True)
     """
     n, _, h, w = _check_images(images)
-    _check_centre(draws.centre, n, h, w)
-    _check_cutout_size(cutout_size)
+    hole = _hole(images, draws.centre, cutout_size)
     operation = _host("operation", draws.operation, (N_SLOTS, n), 0, len(OPERATIONS) - 1)
     apply = _host("apply", draws.apply, (N_SLOTS, n), 0, 1).astype(bool)
     level = _host("level", draws.level, (N_SLOTS, n), 1, MAX_LEVEL)
@@ -393,8 +391,8 @@ def strong_view(images, draws, *, pad=PAD, cutout_size=16):
     view = weak_view(images, draws.weak, pad=pad)
     for slot in range(N_SLOTS):
         chosen = np.where(apply[slot], operation[slot], OPERATIONS.index("Identity"))
-        _apply_operations_(view, chosen, level[slot], negative[slot])
-    return cutout(view, draws.centre, size=cutout_size)
+        view = _apply_operations(view, chosen, level[slot], negative[slot])
+    return _paint(view, hole)
 
 
 def randaugment_operation(images, name, level=5, negative=False):
@@ -446,9 +444,7 @@ def randaugment_operation(images, name, level=5, negative=False):
     negative = _host(
         "negative", torch.as_tensor(negative).expand(n) if isinstance(negative, bool) else negative, (n,), 0, 1
     )
-    changed = images.clone(memory_format=torch.contiguous_format)
-    _apply_operations_(changed, np.full(n, OPERATIONS.index(name)), level, negative.astype(np.int64))
-    return changed
+    return _apply_operations(images, np.full(n, OPERATIONS.index(name)), level, negative.astype(np.int64))
 
 
 def cutout(images, centre, *, size=16):
@@ -487,16 +483,33 @@ def cutout(images, centre, *, size=16):
     >>> cutout(black, torch.tensor([[4.0, 0.0]]), size=2).tolist()
     [[[[0, 0, 0, 127, 127, 127, 0, 0]]]]
     """
-    n, _, h, w = _check_images(images)
-    _check_cutout_size(size)
-    x, y = _check_centre(centre, n, h, w).T
-    first_col = np.maximum(0, x - size / 2).astype(np.int64)[:, None]
-    first_row = np.maximum(0, y - size / 2).astype(np.int64)[:, None]
-    # 255 inside, 0 outside: bit operations on bytes are several times as fast on a CPU as filling under a mask.
-    cols = np.where((np.arange(w) >= first_col) & (np.arange(w) <= first_col + size), 255, 0).astype(np.uint8)
-    rows = np.where((np.arange(h) >= first_row) & (np.arange(h) <= first_row + size), 255, 0).astype(np.uint8)
-    hole = _send(rows, images.device).view(n, 1, h, 1) & _send(cols, images.device).view(n, 1, 1, w)
-    return (images & ~hole) | (hole & CUTOUT_GREY)
+    _check_images(images)
+    return _paint(images, _hole(images, centre, size))
+
+
+def _hole(images, centre, size):
+    """Return what Cutout paints: uint8 (N, 1, H, W), 255 inside the squares and 0 outside."""
+    n, _, h, w = images.shape
+    if size < 1:
+        raise ValueError(f"cutout size must be >= 1, got {size}")
+    x, y = _host("centre", centre, (n, 2), 0, max(h, w)).T
+    if n and not (x.max() <= w and y.max() <= h):
+        raise ValueError(f"centre must lie in the image of width {w} and height {h}, got {x.max()} and {y.max()}")
+    cols = _send(_sides(w, size)[np.maximum(0, x - size / 2).astype(np.int64)], images.device)
+    rows = _send(_sides(h, size)[np.maximum(0, y - size / 2).astype(np.int64)], images.device)
+    return rows.view(n, 1, h, 1) & cols.view(n, 1, 1, w)
+
+
+def _paint(images, hole):
+    """Set the pixels in the hole to grey; by bit operations, several times as fast on a CPU as filling under a mask."""
+    return (images | hole).bitwise_xor_(hole & (255 - CUTOUT_GREY))
+
+
+@lru_cache(maxsize=16)
+def _sides(length, size):
+    """Sides of all squares, (length + 1, length) uint8: row i is 255 at i..i + size, both included, and 0 elsewhere."""
+    distance = np.arange(length) - np.arange(length + 1)[:, None]
+    return np.where((distance >= 0) & (distance <= size), 255, 0).astype(np.uint8)
 
 
 def resize(images, resolution):
@@ -587,134 +600,183 @@ def normalize(images, mean, std, *, resolution=None, dtype=torch.float32, memory
     if resolution is not None:
         images = resize(images, resolution)
     working = torch.promote_types(dtype, torch.float32)
-    mean = _send(np.array(mean), images.device).to(working).view(1, c, 1, 1)
-    std = _send(np.array(std), images.device).to(working).view(1, c, 1, 1)
-    # Bytes are re-ordered before they become floats: a quarter of the memory to move.
-    scaled = images.contiguous(memory_format=memory_format).to(working).div_(255)
-    return scaled.sub_(mean).div_(std).to(dtype)
+    # Divisors live on the device: by a number of the host, CUDA would multiply with a rounded reciprocal.
+    largest, *std = _send(np.array([255.0, *std]), images.device).to(working)
+    x = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=memory_format)
+    # Channel by channel: the last division also puts the numbers into place, and a CPU's cache holds what comes before.
+    for channel in range(c):
+        scaled = images[:, channel].to(working).div_(largest).sub_(mean[channel])
+        torch.div(scaled, std[channel], out=x[:, channel])
+    return x
 
 
 # --- the operations of RandAugment -----------------------------------------------------------------------------------
-# Each takes the sub-batch of its images (n, C, H, W) with their host arrays `operation`, `level` and `negative`, all
-# (n,) int64, and returns the changed sub-batch.
+# They come in three families: look-up tables, blends and maps. The function of a family takes the sub-batch of its
+# images, uint8 (n, C, H, W), sorted by operation; `parts`, the names of the operations that occur with the slice of
+# their images; and the host arrays `level` and `negative`, (n,) int64. It returns the changed sub-batch.
 
 
-def _apply_operations_(images, operation, level, negative):
-    """Apply to each image of a contiguous batch its own operation, in place."""
-    for change, member in _GROUPS:
-        rows = np.flatnonzero(member[operation])
-        if rows.size:
-            index = _send(rows, images.device)
-            part = change(images.index_select(0, index), operation[rows], level[rows], negative[rows])
-            images.index_copy_(0, index, part)
+def _apply_operations(images, operation, level, negative):
+    """Apply to each image its own operation; the result is a new, contiguous batch."""
+    rank = _RANK[operation]
+    order = np.argsort(rank, kind="stable")
+    level, negative = level[order], negative[order]
+    images = images.contiguous().index_select(0, _send(order, images.device))
+    ends = dict(zip(_SORTED, np.bincount(rank, minlength=len(_SORTED)).cumsum().tolist(), strict=True))
+    end = ends["Identity"]
+    for change, names in _FAMILIES:
+        first, parts = end, []
+        for name in names:
+            start, end = end, ends[name]
+            if start < end:
+                parts.append((name, slice(start - first, end - first)))
+        if parts:
+            rows = slice(first, end)
+            images[rows] = change(images[rows], parts, level[rows], negative[rows])
+    return images.index_select(0, _send(np.argsort(order), images.device))
 
 
-def _by_fixed_table(pixels, operation, level, negative):
-    """Brightness, Posterize and Solarize: the level alone says what becomes of each pixel value."""
-    table = _send(_fixed_tables()[operation, level], pixels.device)
-    return _look_up(pixels, table[:, None, :])
+# Tables: what becomes of each pixel value, (n, C or 1, 256) uint8.
 
 
-@lru_cache(maxsize=1)
-def _fixed_tables():
-    """Pixel values after each operation at each level, (14, 10, 256) uint8; the identity where it is none of three."""
-    value = np.arange(256)
-    tables = np.tile(value.astype(np.uint8), (len(OPERATIONS), MAX_LEVEL + 1, 1))
-    for level in range(1, MAX_LEVEL + 1):
-        bits = int(level / 10 * 4) + 4
-        threshold = 256 - int(level / 10 * 256)
-        tables[OPERATIONS.index("Brightness"), level] = _blend_factor(level) * value.astype(np.float32)
-        tables[OPERATIONS.index("Posterize"), level] = value >> (8 - bits) << (8 - bits)
-        tables[OPERATIONS.index("Solarize"), level] = np.where(value < threshold, value, 255 - value)
-    return tables
+def _by_table(pixels, parts, level, negative):
+    """AutoContrast, Equalize, Posterize and Solarize."""
+    n, c, h, w = pixels.shape
+    tables = [_TABLES[name](pixels[part], level[part]).expand(-1, c, 256) for name, part in parts]
+    return torch.cat(tables).gather(2, pixels.view(n, c, h * w).long()).view(n, c, h, w)
 
 
-def _auto_contrast(pixels, operation, level, negative):
+def _auto_contrast(pixels, level):
     """Stretch the values of each channel to 0..255."""
     low = pixels.amin(dim=(2, 3)).double()[..., None]
     high = pixels.amax(dim=(2, 3)).double()[..., None]
     value = torch.arange(256, device=pixels.device, dtype=torch.float64)
     # A true division: the reflected operator of a tensor multiplies by a rounded reciprocal instead.
-    scale = torch.full_like(low, 255.0) / (high - low).clamp(min=1)
-    stretched = (value * scale + (-low * scale)).clamp(0, 255)  # .to() below drops the fraction, as int() does
-    return _look_up(pixels, torch.where(high > low, stretched, value).to(torch.uint8))
+    scale = torch.full_like(low, 255.0).div_(high - low)
+    stretched = (value * scale).sub_(low * scale).clamp_(0, 255)  # .to() below drops the fraction, as int() does
+    return torch.where(high > low, stretched, value).to(torch.uint8)
 
 
-def _contrast(pixels, operation, level, negative):
-    """Blend with the image's mean luminance, rounded to an integer."""
-    n, _, h, w = pixels.shape
-    total = _luminance(pixels).sum(dim=(1, 2, 3), dtype=torch.int64)
-    mean = torch.div(2 * total + h * w, 2 * h * w, rounding_mode="floor").view(n, 1, 1)
-    value = torch.arange(256, device=pixels.device, dtype=torch.float32).view(1, 1, 256)
-    return _look_up(pixels, _blend(mean.float(), value, level))
-
-
-def _equalize(pixels, operation, level, negative):
+def _equalize(pixels, level):
     """Flatten the histogram of each channel."""
     n, c, h, w = pixels.shape
-    flat = pixels.reshape(n, c, h * w).long()
+    flat = pixels.view(n, c, h * w).long()
     histogram = torch.zeros(n, c, 256, dtype=torch.int64, device=pixels.device)
     histogram.scatter_add_(2, flat, torch.ones_like(flat))
     last = histogram.gather(2, flat.amax(dim=2, keepdim=True))  # how many pixels have the largest value
     step = torch.div(h * w - last, 255, rounding_mode="floor")
-    below = histogram.cumsum(dim=2) - histogram
-    equal = torch.div(torch.div(step, 2, rounding_mode="floor") + below, step.clamp(min=1), rounding_mode="floor")
+    below = histogram.cumsum(dim=2).sub_(histogram)
+    equal = below.add_(step >> 1).div_(step.clamp(min=1), rounding_mode="floor").clamp_(max=255)
     value = torch.arange(256, device=pixels.device)
     # Too few pixels for a step of 1 leaves the channel as it is.
-    return _look_up(pixels, torch.where(step > 0, equal.clamp(max=255), value).to(torch.uint8))
+    return torch.where(step > 0, equal, value).to(torch.uint8)
 
 
-def _color(pixels, operation, level, negative):
-    """Blend with the luminance; the identity on one channel, where both are the same."""
-    return _blend(_luminance(pixels).float(), pixels.float(), level)
+def _posterize(pixels, level):
+    """Keep the upper bits."""
+    return _send(_POSTERIZED[level], pixels.device)
 
 
-def _sharpness(pixels, operation, level, negative):
-    """Blend with the image smoothed by a 3 x 3 kernel of ones around a five; border pixels are not smoothed."""
-    x = pixels.int()
+def _solarize(pixels, level):
+    """Invert the values from a threshold on."""
+    return _send(_SOLARIZED[level], pixels.device)
+
+
+_LEVEL, _VALUE = np.arange(MAX_LEVEL + 1)[:, None, None], np.arange(256)
+_DROPPED_BITS = 4 - (_LEVEL / 10 * 4).astype(np.int64)
+_POSTERIZED = (_VALUE >> _DROPPED_BITS << _DROPPED_BITS).astype(np.uint8)  # (10, 1, 256)
+_THRESHOLD = 256 - (_LEVEL / 10 * 256).astype(np.int64)
+_SOLARIZED = np.where(_VALUE < _THRESHOLD, _VALUE, 255 - _VALUE).astype(np.uint8)
+
+
+# Blends: what an image is blended with. Pixels, luminance and the result are whole numbers in float32; the result has
+# the shape of the pixels or one that extends to it.
+
+
+def _by_blend(pixels, parts, level, negative):
+    """Brightness, Color, Contrast and Sharpness: ``base + factor * (pixels - base)``, without its fraction."""
+    x = pixels.float()
+    luminance = _luminance(x)
+    base = torch.cat([_BASES[name](x[part], luminance[part]).expand_as(x[part]) for name, part in parts])
+    factor = _send((level / 10 * 0.9 + 0.05).astype(np.float32), pixels.device).view(-1, 1, 1, 1)
+    return x.sub_(base).mul_(factor).add_(base).to(torch.uint8)
+
+
+def _black(x, luminance):
+    """For Brightness."""
+    return x.new_zeros(1)
+
+
+def _grey(x, luminance):
+    """For Color; on one channel that is the image."""
+    return luminance
+
+
+def _mean_grey(x, luminance):
+    """For Contrast: one value for the image, rounded to an integer."""
+    n_pixels = luminance[0].numel()
+    total = luminance.sum(dim=(1, 2, 3), keepdim=True, dtype=torch.int64)
+    return total.add_(n_pixels // 2).div_(n_pixels, rounding_mode="floor").float()
+
+
+def _smooth(x, luminance):
+    """For Sharpness: the image under a 3 x 3 kernel of ones around a five; border pixels stay."""
+    inner = x[:, :, 1:-1, 1:-1]
     rows = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
     nine = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    thirteen = nine + 4 * x[:, :, 1:-1, 1:-1]
     smooth = x.clone()
-    smooth[:, :, 1:-1, 1:-1] = torch.div(2 * thirteen + 13, 26, rounding_mode="floor")  # thirteen / 13, rounded
-    return _blend(smooth.float(), pixels.float(), level)
+    smooth[:, :, 1:-1, 1:-1] = nine.add_(inner, alpha=4).div_(13).round_()  # thirteenths are never half-way
+    return smooth
 
 
-def _geometric(pixels, operation, level, negative):
+def _luminance(x):
+    """Luminance (n, 1, H, W), whole numbers in float32, of a float32 batch; one channel is its own."""
+    if x.shape[1] == 1:
+        return x
+    red, green, blue = x.split(1, dim=1)
+    weighted = (red * 19595).add_(green, alpha=38470).add_(blue, alpha=7471)  # integers below 2**24: exact
+    return weighted.add_(0x8000).mul_(2.0**-16).floor_()
+
+
+# Maps: where the pixels come from.
+
+
+def _by_map(pixels, parts, level, negative):
     """Rotate, shear and translate: each pixel comes from the nearest pixel under an affine map, or is black."""
     n, _, h, w = pixels.shape
-    maps = _send(_fixed_point_maps(h, w)[operation, level, negative], pixels.device).view(n, 1, 1, 1, 6)
-    x = torch.arange(w, device=pixels.device).view(1, 1, 1, w)
-    y = torch.arange(h, device=pixels.device).view(1, 1, h, 1)
-    source_x = (maps[..., 0] * x + (maps[..., 1] * y + maps[..., 2])) >> 16
-    source_y = (maps[..., 3] * x + (maps[..., 4] * y + maps[..., 5])) >> 16
+    maps = np.concatenate([_fixed_point_maps(name, h, w)[level[part], negative[part]] for name, part in parts])
+    maps = _send(maps, pixels.device)
+    along_x, along_y, origin = maps.view(n, 3, 2, 1, 1).unbind(1)
+    x = torch.arange(w, dtype=maps.dtype, device=pixels.device)
+    y = torch.arange(h, dtype=maps.dtype, device=pixels.device).view(h, 1)
+    source = ((along_x * x + origin) + along_y * y).bitwise_right_shift_(16)  # (n, 2, H, W): column and row
+    source_x, source_y = source.unbind(1)
     nearest_x, nearest_y = source_x.clamp(0, w - 1), source_y.clamp(0, h - 1)
-    inside = (source_x == nearest_x) & (source_y == nearest_y)
-    return _gather_pixels(pixels, nearest_y * w + nearest_x) * inside
+    inside = ((source_x == nearest_x) & (source_y == nearest_y)).view(n, 1, h, w)
+    return _gather_pixels(pixels, nearest_x.add_(nearest_y, alpha=w).long()).mul_(inside)
 
 
-@lru_cache(maxsize=16)
-def _fixed_point_maps(height, width):
-    """Map output to source coordinates, in 1/65536 pixels: (14, 10, 2, 6) int64, 0 for operations that move nothing.
+@lru_cache(maxsize=80)
+def _fixed_point_maps(name, height, width):
+    """Map output to source coordinates, in 1/65536 pixels, at each level and sign: (10, 2, 6) int.
 
-    Row (a, b, c, d, e, f): the pixel in column x and row y comes from column a x + b y + c and row d x + e y + f.
+    Row (a, d, b, e, c, f): the pixel in column x and row y comes from column a x + b y + c and row d x + e y + f.
+    The type holds sums of up to 2 (height + width) pixels, more than they come to; narrow is fast.
     """
-    maps = np.zeros((len(OPERATIONS), MAX_LEVEL + 1, 2, 6), dtype=np.int64)
+    maps = np.zeros((MAX_LEVEL + 1, 2, 6), dtype=np.int32 if 2 * (height + width) < 2**15 else np.int64)
     for level in range(1, MAX_LEVEL + 1):
         for negative, sign in enumerate((1, -1)):
             strength = sign * (level / 10 * 0.3)
-            for name, affine in (
-                ("Rotate", _rotation(sign * int(level / 10 * 30), height, width)),
-                ("ShearX", (1.0, strength, 0.0, 0.0, 1.0, 0.0)),
-                ("ShearY", (1.0, 0.0, 0.0, strength, 1.0, 0.0)),
-                ("TranslateX", (1.0, 0.0, float(int(strength * width)), 0.0, 1.0, 0.0)),
-                ("TranslateY", (1.0, 0.0, 0.0, 0.0, 1.0, float(int(strength * height)))),
-            ):
-                a, b, c, d, e, f = affine
-                # The constants are taken at the centre of pixel (0, 0), before anything is rounded.
-                entries = (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5)
-                fixed = [math.floor(v * 65536.0 + 0.5) for v in entries]
-                maps[OPERATIONS.index(name), level, negative] = fixed
+            a, b, c, d, e, f = {
+                "Rotate": _rotation(sign * int(level / 10 * 30), height, width),
+                "ShearX": (1.0, strength, 0.0, 0.0, 1.0, 0.0),
+                "ShearY": (1.0, 0.0, 0.0, strength, 1.0, 0.0),
+                "TranslateX": (1.0, 0.0, float(int(strength * width)), 0.0, 1.0, 0.0),
+                "TranslateY": (1.0, 0.0, 0.0, 0.0, 1.0, float(int(strength * height))),
+            }[name]
+            # The constants are taken at the centre of pixel (0, 0), before anything is rounded.
+            entries = (a, d, b, e, c + a * 0.5 + b * 0.5, f + d * 0.5 + e * 0.5)
+            maps[level, negative] = [math.floor(v * 65536.0 + 0.5) for v in entries]
     return maps
 
 
@@ -726,48 +788,25 @@ def _rotation(degrees, height, width):
     return cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y
 
 
-def _group(change, *names):
-    """Pair a function with the operations it carries out, as flags (14,) in the order of `OPERATIONS`."""
-    return change, np.isin(OPERATIONS, names)
-
-
-_GROUPS = (
-    _group(_by_fixed_table, "Brightness", "Posterize", "Solarize"),
-    _group(_auto_contrast, "AutoContrast"),
-    _group(_contrast, "Contrast"),
-    _group(_equalize, "Equalize"),
-    _group(_color, "Color"),
-    _group(_sharpness, "Sharpness"),
-    _group(_geometric, "Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"),
-)
+_TABLES = {
+    "AutoContrast": _auto_contrast,
+    "Equalize": _equalize,
+    "Posterize": _posterize,
+    "Solarize": _solarize,
+}
+_BASES = {
+    "Brightness": _black,
+    "Color": _grey,
+    "Contrast": _mean_grey,
+    "Sharpness": _smooth,
+}
+_MAPS = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+_SORTED = ("Identity", *_TABLES, *_BASES, *_MAPS)
+_RANK = np.array([_SORTED.index(name) for name in OPERATIONS])
+_FAMILIES = ((_by_table, _TABLES), (_by_blend, _BASES), (_by_map, _MAPS))
 
 
 # --- arithmetic shared by the operations -----------------------------------------------------------------------------
-
-
-def _blend_factor(level):
-    """Weight of the image itself in a blend, float32; array or int `level`."""
-    return np.float32(np.asarray(level) / 10 * 0.9 + 0.05)
-
-
-def _blend(base, pixels, level):
-    """Take ``base + factor * (pixels - base)`` in float32, one factor per row, and drop the fraction: uint8."""
-    factor = _send(_blend_factor(level), pixels.device).view(-1, *[1] * (pixels.ndim - 1))
-    return (base + factor * (pixels - base)).to(torch.uint8)
-
-
-def _luminance(pixels):
-    """Integer luminance (n, 1, H, W) of an RGB batch; a one-channel batch is its own."""
-    if pixels.shape[1] == 1:
-        return pixels
-    red, green, blue = pixels.int().split(1, dim=1)
-    return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
-
-
-def _look_up(pixels, table):
-    """Replace each value by its entry in the image's `table`, (n, C or 1, 256) uint8."""
-    n, c, h, w = pixels.shape
-    return table.expand(n, c, 256).gather(2, pixels.reshape(n, c, h * w).long()).view(n, c, h, w)
 
 
 def _gather_pixels(images, source):
@@ -776,9 +815,10 @@ def _gather_pixels(images, source):
     return images.reshape(n, c, h * w).gather(2, source.view(n, 1, h * w).expand(n, c, h * w)).view(n, c, h, w)
 
 
-def _reflect(position, length):
-    """Fold positions from outside 0..length - 1 back, without repeating the border pixel."""
-    position = np.abs(position)
+@lru_cache(maxsize=16)
+def _reflected(length, pad):
+    """Tell where the pixels along one side of each crop come from: (2 * pad + 1, length)."""
+    position = np.abs(np.arange(length) + np.arange(-pad, pad + 1)[:, None])
     return np.where(position < length, position, 2 * (length - 1) - position)
 
 
@@ -863,18 +903,6 @@ def _check_images(images):
     if images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
         raise ValueError(f"images must have 1 or 3 channels and at least one pixel, got shape {tuple(images.shape)}")
     return images.shape
-
-
-def _check_centre(centre, n, height, width):
-    array = _host("centre", centre, (n, 2), 0, max(height, width))
-    if not (array <= (width, height)).all():
-        raise ValueError(f"centre must lie in the image of width {width} and height {height}, got {array.max(axis=0)}")
-    return array
-
-
-def _check_cutout_size(size):
-    if size < 1:
-        raise ValueError(f"cutout size must be >= 1, got {size}")
 
 
 def _check_size(height, width):
