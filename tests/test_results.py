@@ -12,10 +12,13 @@ from dasolib.config import SCHEMA
 from dasolib.methods import LEARNERS
 from dasolib.rebalance import BUILT_IN, REBALANCERS, check_combination
 from dasolib.results import (
+    EARLIER,
     NAMES,
+    STUDY,
     bias_table,
     format_bias,
     format_estimate,
+    format_runs,
     format_shares,
     format_table,
     load_run,
@@ -26,6 +29,7 @@ from dasolib.results import (
     select,
     share_change,
     share_table,
+    study_runs,
 )
 from tests.hand_made import FINAL, TEST, counts_of, make_run, write_run
 
@@ -158,6 +162,29 @@ def test_a_missing_folder_of_runs_is_refused_and_an_empty_one_is_not(tmp_path):
     assert load_runs(tmp_path) == []
     with pytest.raises(ValueError, match="folder='.*absent' does not exist"):
         load_runs(tmp_path / "absent")
+
+
+def test_runs_of_several_folders_are_read_together_and_counted_by_folder(tmp_path):
+    make_run(tmp_path / "a", seed=1)
+    make_run(tmp_path / "b", seed=0, finished=False)
+    make_run(tmp_path / "b", seed=2)
+    runs = load_runs(tmp_path / "a", tmp_path / "b")
+    assert [run.config["seed"] for run in runs] == [0, 1, 2]
+    assert study_runs(f"{tmp_path / 'a'}, {tmp_path / 'b'}")[1].name == runs[1].name == "1"
+    assert format_runs(runs) == "b: 1 finished and 1 unfinished runs\na: 1 finished and 0 unfinished runs"
+    assert format_runs([]) == "no runs"
+    with pytest.raises(ValueError, match="folder='.*absent' does not exist"):
+        load_runs(tmp_path / "a", tmp_path / "absent")
+
+
+def test_notebooks_show_the_study_and_earlier_runs_until_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("dasolib.results.resolve", lambda path: tmp_path / path)
+    for seed, folder in enumerate(EARLIER):
+        make_run(tmp_path / folder, seed=seed)
+    assert [run.config["seed"] for run in study_runs()] == [0, 1]
+    make_run(tmp_path / STUDY, seed=7)
+    assert [run.config["seed"] for run in study_runs()] == [7]
+    assert [run.config["seed"] for run in study_runs(EARLIER[1])] == [1]
 
 
 def test_select_takes_settings_and_labels(tmp_path):
