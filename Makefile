@@ -5,9 +5,11 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check
 INSTALLED := .venv/installed.stamp
+# Notebooks of committed runs, whose stored outputs are checked.
+STORED := pseudo_label_bias other_learners cifar10_lt cifar100_lt stl10_lt semi_aves
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lab clean
+.PHONY: help quickstart test report lab clean
 
 help: ## list the targets (this text)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile

@@ -8,13 +8,14 @@ from scipy import stats
 
 from dasolib.config import PRESETS, cpu_settings, make_config, paper_dist_temperature, paper_settings
 from dasolib.evaluation import LAST
-from dasolib.results import BEST, group_summary, plus_minus, text_table, with_spread
+from dasolib.results import BEST, group_summary, plus_minus, select, text_table, with_spread
 from dasolib.run_folder import resolve
 
 SETTING = ("dataset", "unlabeled", "gamma_l", "gamma_u", "n1", "m1")  # what makes a column of the paper's tables
 # Settings that ablations change. A run that does is in no table but theirs.
 ABLATED = ("lambda_align", "fixed_blend", "queue_size", "queue_sizing", "prototypes_from", "ema_train_mode",
            "proto_temperature", "dist_temperature")
+CELL = [*SETTING, "method", "variant", "measure"]  # what tells cells apart; several tables print the same one
 ARITHMETIC = ("precision", "channels_last", "threads")  # how numbers are rounded makes no run one of another scale
 CONFIDENCE = 0.95  # of the interval around a difference
 FULL_SCALE = "Full scale"  # how the name of the paper's scale begins
@@ -23,11 +24,11 @@ COLUMNS = (
     f"ours, acc.: median of the last {LAST} evaluations of a run; mean over seeds, ± sample std. +LA: with logit "
     "adjustment at test time.\n"
     "difference: our number in the measure of the paper's cell minus the paper's, ± half the width of the 95 % "
-    "interval\nof Welch's t for two means; without it where one of them has no std. -: missing.\n"
+    "interval\nof Welch's t for two means; without it where one of them has no std. It holds the scale, where that "
+    "differs.\n-: missing.\n"
     f"{BEST}"
 )
-OTHER_SCALE = ("°: the paper's numbers are of another scale than ours, and the difference holds that: compare methods "
-               "with each other.")
+OTHER_SCALE = "°: the paper's numbers are of another scale than ours: compare methods with each other, not with these."
 
 
 def settings_text(settings):
@@ -81,6 +82,28 @@ def departures(run):
             if name in run.config and run.config[name] != value and name not in {"seed", *ARITHMETIC, *ABLATED}}
 
 
+def pick(runs, *, methods=None, **settings):
+    """Return the finished runs of some settings that have DASO as the paper does.
+
+    Parameters
+    ----------
+    runs : list of Run
+    methods : sequence of str, optional
+        Labels as `dasolib.results.method_label` writes them, which also order the runs; default: all, as they come.
+    **settings
+        As in `dasolib.results.select`.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown.
+    """
+    part = [run for run in select(runs, **settings) if run.result is not None and not variant(run.config)]
+    if methods is None:
+        return part
+    return [run for method in methods for run in part if run.label == method]
+
+
 def compare(published, runs, *, seeds=(0, 1, 2)):
     """Put runs beside the numbers that the paper prints, apart by scale.
 
@@ -122,7 +145,7 @@ def compare(published, runs, *, seeds=(0, 1, 2)):
     present = {is_full: [run for _, members in part for run in members] for is_full, part in cells.items()}
     rows = []
     for is_full in [is_full for is_full in cells if present[is_full]] or [True]:
-        scale = _scale_name(present[is_full], is_full=is_full)
+        scale = _scale_name(published["dataset"].unique(), present[is_full], is_full=is_full)
         for cell, members in cells[is_full]:
             summary = group_summary(members, seeds)
             rows.append({"scale": scale, **cell, **summary, **_difference(cell, summary)})
@@ -136,19 +159,28 @@ def format_comparison(table):
     -------
     str
         Splits are named by letters, which the first lines explain; notes on doubtful published cells stand below.
-        `COLUMNS` says what the columns mean.
+        `COLUMNS` says what the columns mean. Methods without runs stand in the paper's layout alone.
     """
     letters, marks = _letters(table), _marks(table)
-    blocks = ["\n".join(f"{letter}: {_split_text(split)}" for split, letter in letters.items())]
+    blocks = [splits_text(table)]
     for scale, part in table.groupby("scale", sort=False):
-        blocks.append(f"{scale}\n{text_table(paper_layout(part).reset_index())}")
-        for split, cells in part.groupby(list(SETTING), sort=False, dropna=False):
-            if not _has_no_run(cells).all():
-                blocks.append(f"{letters[_key(split)]}, {scale.partition(':')[0]}\n"
-                              f"{text_table(_details(cells, marks))}")
-    notes = [f"{mark} {note}" for note, mark in marks.items()]
-    notes += [OTHER_SCALE] if any(map(_is_other_scale, table["scale"])) else []
-    return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])])
+        blocks.append(f"{scale}\n{text_table(paper_layout(part).reset_index(), gap=2)}")
+        has_runs = (part["seeds"] > 0) | part["missing"].str.contains("unfinished")
+        for split, cells in part[has_runs].groupby(list(SETTING), sort=False, dropna=False):
+            title = f"{letters[_key(split)]}, {scale.partition(':')[0]}"
+            blocks.append(f"{title}\n{text_table(_details(cells, marks), gap=2)}")
+    return "\n\n".join([*blocks, *filter(None, [notes_text(table)])])
+
+
+def splits_text(table):
+    """Say which split each letter of a `paper_layout` stands for, a line each."""
+    return "\n".join(f"{letter}: {_split_text(split)}" for split, letter in _letters(table).items())
+
+
+def notes_text(table):
+    """Explain the marks of a `paper_layout`, a line each; empty without any."""
+    other = [OTHER_SCALE] if any(map(_is_other_scale, table["scale"])) else []
+    return "\n".join([*(f"{mark} {note}" for note, mark in _marks(table).items()), *other])
 
 
 def paper_layout(table):
@@ -180,12 +212,51 @@ def save_table(table, folder, name):
     path = resolve(folder)
     path.mkdir(parents=True, exist_ok=True)
     table.to_csv(path / f"{name}.csv", index=False)
-    splits = "; ".join(f"{letter}: {_split_text(split)}" for split, letter in _letters(table).items())
-    notes = "".join(f" {mark} {note}." for note, mark in _marks(table).items())
-    parts = [paper_layout(part).reset_index().to_latex(index=False, escape=True, position="htbp",
-                                                       caption=_latex(f"{scale}. {splits}.{notes}"))
-             for scale, part in table.groupby("scale", sort=False)]
-    (path / f"{name}.tex").write_text("\n".join(parts).replace("±", r"$\pm$"), encoding="utf-8")
+    parts = []
+    for scale, part in table.groupby("scale", sort=False):
+        caption = ". ".join([scale, *splits_text(part).splitlines(), *notes_text(part).splitlines()])
+        parts.append(paper_layout(part).reset_index().to_latex(index=False, escape=True, position="htbp",
+                                                               caption=_latex(caption)))
+    text = "\n".join(parts).replace("±", r"$\pm$").replace("°", r"$^\circ$")
+    (path / f"{name}.tex").write_text(text, encoding="utf-8")
+
+
+def daso_pairs(table):
+    """Pair the methods of a `compare` table that differ in DASO alone.
+
+    Returns
+    -------
+    DataFrame
+        A row for each scale, split and method that is there without and with DASO, both as the paper has them:
+        ``scale``, the split, ``method`` without it, and in [0, 1] ``published_gain`` and ``gain``, with DASO minus
+        without it, of the means over seeds; NaN where a run is missing.
+    """
+    plain = table[(table["measure"] == "accuracy") & (table["variant"] == "")]
+    bare = plain.assign(rebalanced=[" + ".join(part for part in label.split(" + ") if part != "DASO")
+                                    for label in plain["method"]])
+    columns = ["scale", *SETTING, "rebalanced"]
+    is_daso = bare["method"] != bare["rebalanced"]
+    pairs = bare[~is_daso].merge(bare[is_daso], on=columns, suffixes=("", "_with"))
+    pairs["published_gain"] = pairs["published_with"] - pairs["published"]
+    pairs["gain"] = pairs["accuracy_with"] - pairs["accuracy"]
+    return pairs[["scale", *SETTING, "method", "published_gain", "gain"]]
+
+
+def reading(*tables):
+    """Say in one line how much of `compare` tables there is, and whether DASO helps in the paper and in our runs."""
+    table = pd.concat(tables, ignore_index=True).drop_duplicates(["scale", *CELL])
+    n_cells, parts = len(table.drop_duplicates(CELL)), []
+    for scale, cells in table[table["seeds"] > 0].groupby("scale", sort=False):
+        text = f"{scale.partition(':')[0]}: finished runs in {len(cells)} of {n_cells} cells"
+        pairs = daso_pairs(cells)
+        if len(pairs):
+            ours, paper = pairs["gain"], pairs["published_gain"]
+            text += (f"; DASO is ahead in {(ours > 0).sum()} of {len(pairs)} pairs, by {100 * ours.mean():+.1f} points "
+                     f"on average; in the paper in {(paper > 0).sum()} of them, by {100 * paper.mean():+.1f}")
+        if not _is_other_scale(scale):
+            text += f"; our numbers minus the paper's are {100 * cells['difference'].mean():+.1f} points on average"
+        parts.append(text)
+    return f"Reading: {'. '.join(parts) or f'no finished run beside the {n_cells} cells of the paper'}."
 
 
 def _difference(cell, summary):
@@ -198,15 +269,15 @@ def _difference(cell, summary):
     return {"difference": ours - cell["published"], "difference_error": half}
 
 
-def _scale_name(runs, *, is_full):
-    """Say how large the networks and how long the runs of one scale are."""
-    paper = paper_settings("cifar10", "fixmatch", (), PRESETS["paper"]) | {"total_steps": PRESETS["paper"]}
+def _scale_name(datasets, runs, *, is_full):
+    """Say how large the networks and how long the runs of one scale are, and those of the paper."""
+    paper = _sizes(make_config("paper", dataset=name, method="fixmatch").identity() for name in datasets)
     if is_full:
-        return f"{FULL_SCALE}: {_size(paper)}"
+        return f"{FULL_SCALE}: {paper if runs else 'no run yet'}"
     small = cpu_settings("fixmatch", PRESETS["cpu"])
-    is_cpu = all(run.config[name] == small[name] for run in runs for name in ("depth", "width"))
-    sizes = " or ".join(dict.fromkeys(_size(run.config) for run in runs))
-    return f"{'CPU scale' if is_cpu else 'Other settings than the paper'}: {sizes}; the paper: {_size(paper)}"
+    is_cpu = all(run.config.get(name) == small[name] for run in runs for name in ("depth", "width"))
+    name = "CPU scale" if is_cpu else "Other settings than the paper"
+    return f"{name}: {_sizes(run.config for run in runs)}; the paper: {paper}"
 
 
 def _letters(table):
@@ -245,12 +316,8 @@ def _paper_title(cell):
     return "paper°" if _is_other_scale(cell["scale"]) else "paper"
 
 
-def _has_no_run(cells):
-    return (cells["seeds"] == 0) & ~cells["missing"].str.contains("unfinished")
-
-
 def _latex(text):
-    return "".join({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"}.get(letter, letter) for letter in text)
+    return text.translate(str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"}))
 
 
 def _details(cells, marks):
@@ -265,10 +332,12 @@ def _details(cells, marks):
     for title, name in (("best*", "accuracy_best"), ("best+LA*", "adjusted_best")):
         shown[title] = [plus_minus(mean) for mean in cells[name]]
     shown["seeds"] = cells["seeds"]
-    shown["missing"] = cells["missing"].where(cells["missing"] != "", "-").mask(_has_no_run(cells), "no run")
+    shown["missing"] = [text or "-" for text in cells["missing"]]
     return shown
 
 
-def _size(config):
-    return (f"WRN-{config['depth']}-{config['width']}, {config['batch_size']} labeled images a step, "
-            f"{config['total_steps']:,} steps")
+def _sizes(configs):
+    """List the different sizes of runs; a network without a name is a WideResNet."""
+    return " or ".join(dict.fromkeys(
+        "{}, {batch_size} labeled images a step, {total_steps:,} steps".format(
+            config.get("network") or f"WRN-{config['depth']}-{config['width']}", **config) for config in configs))

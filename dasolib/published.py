@@ -38,7 +38,8 @@ COLUMNS = ("row", "method", "variant", *SETTING, "measure", "published", "publis
 
 MEASURED = {"accuracy": "", "adjusted": ", LA at test time", "last": ", last evaluation"}  # behind a method
 
-# How the file writes methods and the settings of ablations, where not as we do.
+# How the file writes data sets, methods and the settings of ablations, where not as we do.
+DATASETS = {"semi_aves(U_in)": "semi_aves", "semi_aves(U_in+U_out)": "semi_aves_unknown"}
 KEYS = {name: key for key, name in NAMES.items()} | {
     "PseudoLabel": "pseudo_label", "MeanTeacher": "mean_teacher", "CB-reweight": "cb"}
 TEST_TIME_LA = "LA(inf)"  # in the place of a method; the run beside it is one without
@@ -153,12 +154,13 @@ def _cell(line):
 
 def _split(line):
     """Return the columns of `dasolib.results.SETTING`; those of natural imbalance are None."""
+    dataset = DATASETS.get(line["dataset"], line["dataset"])
     gamma_l = None if line["imb_l"] == "natural" else float(line["imb_l"])
     kinds = {line["imb_l"]: "equal", "1": "uniform", f"1/{line['imb_l']}": "reversed", "natural": "unknown"}
     unlabeled = kinds.get(line["imb_u"], "unknown")
     gamma_u = {"equal": gamma_l, "uniform": 1.0, "reversed": gamma_l}.get(unlabeled)
     n1, m1 = (int(line[name]) if line[name].isdecimal() else None for name in ("n_l_head", "n_u_head"))
-    return dict(zip(SETTING, (line["dataset"], unlabeled, gamma_l, gamma_u, n1, m1), strict=True))
+    return dict(zip(SETTING, (dataset, unlabeled, gamma_l, gamma_u, n1, m1), strict=True))
 
 
 def _method(line):

@@ -600,13 +600,13 @@ def plus_minus(mean, std=np.nan, *, sign=""):
     return f"{100 * mean:{sign}.1f}" + ("" if np.isnan(std) else f" ± {100 * std:.1f}")
 
 
-def text_table(table):
-    """Return the columns of a table as text, words to the left and numbers to the right."""
+def text_table(table, *, gap=1):
+    """Return the columns of a table as text, `gap` spaces apart, words to the left and numbers to the right."""
     width = {name: max([len(name), *(len(str(value)) for value in table[name])]) for name in table.columns}
     words = {"dataset", "unlabeled", "method", "in %", "missing"}
     lines = [table.columns.tolist(), *table.to_numpy().tolist()]
     return "\n".join(
-        " ".join(str(value).ljust(width[name]) if name in words else str(value).rjust(width[name])
+        (gap * " ").join(str(value).ljust(width[name]) if name in words else str(value).rjust(width[name])
                  for name, value in zip(table.columns, line, strict=True)).rstrip()
         for line in lines
     )
