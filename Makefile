@@ -23,7 +23,10 @@ quickstart: $(INSTALLED) ## train FixMatch and FixMatch+DASO on long-tailed MNIS
 test: $(INSTALLED) ## lint, unit and reference-number tests, doctests, coverage, every notebook
 	$(PY) -m ruff check .
 	$(PY) -m pytest --cov
-	$(PY) -m pytest --nbval-lax --nbval-current-env notebooks/pseudo_label_bias.ipynb notebooks/other_learners.ipynb
+	$(PY) -m pytest --nbval-lax --nbval-current-env $(STORED:%=notebooks/%.ipynb)
+
+report: $(INSTALLED) ## every notebook executed and rendered, and a front page: runs/report/index.html
+	$(PY) -m dasolib.report
 
 lab: $(INSTALLED) ## open JupyterLab in this folder
 	$(PY) -m jupyterlab
