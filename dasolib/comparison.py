@@ -82,8 +82,13 @@ def departures(run):
             if name in run.config and run.config[name] != value and name not in {"seed", *ARITHMETIC, *ABLATED}}
 
 
+def as_published(runs):
+    """Return the runs in which DASO, if they have it, is as published."""
+    return [run for run in runs if not variant(run.config)]
+
+
 def pick(runs, *, methods=None, **settings):
-    """Return the finished runs of some settings that have DASO as the paper does.
+    """Return the finished runs of some settings in which DASO is as published.
 
     Parameters
     ----------
@@ -98,7 +103,7 @@ def pick(runs, *, methods=None, **settings):
     ValueError
         If a setting is unknown.
     """
-    part = [run for run in select(runs, **settings) if run.result is not None and not variant(run.config)]
+    part = [run for run in as_published(select(runs, **settings)) if run.result is not None]
     if methods is None:
         return part
     return [run for method in methods for run in part if run.label == method]

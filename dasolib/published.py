@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dasolib.comparison import SETTING, settings_text, variant
+from dasolib.comparison import CELL, SETTING, settings_text, variant
 from dasolib.rebalance import parse_rebalance
 from dasolib.results import NAMES, method_label
 
@@ -97,6 +97,19 @@ def table(number, *, dataset=None):
             raise ValueError(f"dataset={dataset!r}: table {number} has {', '.join(cells['dataset'].unique())}")
         cells = cells[cells["dataset"] == dataset].reset_index(drop=True)
     return cells
+
+
+def main_columns():
+    """Return the cells of CIFAR10-LT with 1,500 labeled images of the head class and gamma_l = 100, of every method.
+
+    Returns
+    -------
+    DataFrame
+        As `table` returns it, of tables 1, 2, 3 and 11, each cell once: the split with the most methods, with equal,
+        uniform and reversed unlabeled classes.
+    """
+    cells = pd.concat([table(number, dataset="cifar10") for number in ("1", "2", "3", "11")]).drop_duplicates(CELL)
+    return cells[(cells["n1"] == 1500) & (cells["gamma_l"] == 100)].reset_index(drop=True)
 
 
 def averages(figure):

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from string import Template
 
-import pandas as pd
 import papermill
 import torch
 from nbconvert import HTMLExporter
@@ -27,8 +26,7 @@ FOLDER = "runs/report"
 STYLE = Path(__file__).with_suffix(".css")
 # In this order on the front page; others follow by name.
 ORDER = ("cifar10_lt", "cifar100_lt", "stl10_lt", "semi_aves", "pseudo_label_bias", "other_learners")
-MAIN_SPLIT = {"n1": 1500, "gamma_l": 100}  # of CIFAR10-LT, for the table of the front page
-MAIN_METHODS = ("FixMatch", "FixMatch + LA", "FixMatch + DASO")  # of the figure below it
+MAIN_METHODS = ("FixMatch", "FixMatch + LA", "FixMatch + DASO")  # of the figure on the front page
 PACKAGES = ("daso-study", "torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "papermill",
             "nbconvert")
 PAGE = Template("""<!DOCTYPE html>
@@ -159,10 +157,7 @@ def front_page(notebooks, executed):
 
 def _main_table(runs):
     """CIFAR10-LT: the methods that have runs, beside the paper's numbers."""
-    tables = [published.table(number, dataset="cifar10") for number in ("1", "2", "3", "11")]
-    main = pd.concat(tables).drop_duplicates(comparison.CELL)
-    main = main[(main[list(MAIN_SPLIT)] == list(MAIN_SPLIT.values())).all(axis=1)]
-    table, parts = comparison.compare(main, runs), []
+    table, parts = comparison.compare(published.main_columns(), runs), []
     for scale, part in table.groupby("scale", sort=False) if table["seeds"].any() else ():
         part = part[part["method"].isin(part.loc[part["seeds"] > 0, "method"])]
         parts += [f"<p><strong>{html.escape(scale)}.</strong></p>", '<div class="scroll">',
@@ -173,7 +168,7 @@ def _main_table(runs):
 
 def _main_figure(runs):
     """Figure 2 of the paper, on CIFAR10-LT with reversed unlabeled classes."""
-    part = comparison.pick(runs, methods=MAIN_METHODS, dataset="cifar10", unlabeled="reversed", **MAIN_SPLIT)
+    part = comparison.pick(runs, methods=MAIN_METHODS, dataset="cifar10", unlabeled="reversed", n1=1500)
     if not part:
         return []
     table = results.bias_table(part)

@@ -23,7 +23,8 @@ NAMES = {
     "daso": "DASO", "crest": "CReST", "crest_plus": "CReST+", "boss": "BOSS", "abc": "ABC",
 }
 MEASURES = ("recall", "precision", "accuracy")  # columns of `bias_table`
-NOT_COMPARED = ("seed", "threads")  # in which runs that are averaged may differ
+# In which runs that are averaged may differ; what a run takes from an earlier one is that of its own seed.
+NOT_COMPARED = ("seed", "threads", "source", "taken")
 STUDY, EARLIER = "runs/cpu_study", ("runs/bias", "runs/uniform")  # what notebooks show unless told otherwise
 BEST = "*best: best evaluation of a run, chosen on the test set: shown beside the number, never used to choose."
 
@@ -541,7 +542,7 @@ def _check_fields(argument, names):
             raise ValueError(f"{argument} has {name!r}; choose from {', '.join(Config.model_fields)}")
 
 
-def _check_same_study(one, other):
+def check_same_study(one, other):
     """Refuse to average runs that are not the same but for the seed."""
     if one.config["seed"] == other.config["seed"]:
         raise ValueError(f"runs {one.name} and {other.name} are in one group and have the same seed")
@@ -557,7 +558,7 @@ def group_summary(runs, seeds):
     by_seed = dict.fromkeys(seeds)
     for i, run in enumerate(runs):
         for other in runs[:i]:
-            _check_same_study(other, run)
+            check_same_study(other, run)
         by_seed[run.config["seed"]] = run
     done = [run.result for run in runs if run.result is not None]
     row = {}
@@ -603,7 +604,7 @@ def plus_minus(mean, std=np.nan, *, sign=""):
 def text_table(table, *, gap=1):
     """Return the columns of a table as text, `gap` spaces apart, words to the left and numbers to the right."""
     width = {name: max([len(name), *(len(str(value)) for value in table[name])]) for name in table.columns}
-    words = {"dataset", "unlabeled", "method", "in %", "missing"}
+    words = {"dataset", "unlabeled", "method", "change", "in %", "missing"}
     lines = [table.columns.tolist(), *table.to_numpy().tolist()]
     return "\n".join(
         (gap * " ").join(str(value).ljust(width[name]) if name in words else str(value).rjust(width[name])

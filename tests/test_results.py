@@ -241,6 +241,13 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
     assert table[["lr", "seeds"]].to_numpy().tolist() == [[0.03, 1], [0.01, 1]]
 
 
+def test_runs_that_each_start_from_a_run_of_their_own_seed_are_averaged(tmp_path):
+    runs = [make_run(tmp_path, seed=seed, method="supervised", rebalance="crt", source=f"runs/source-s{seed}")
+            for seed in (0, 1)]
+    runs = [dataclasses.replace(run, config=run.config | {"taken": seed}) for seed, run in enumerate(runs)]
+    assert results_table(runs)["seeds"].tolist() == [2]
+
+
 def test_two_runs_of_one_seed_are_refused(tmp_path):
     runs = [make_run(tmp_path, seed=0), make_run(tmp_path / "again", seed=0)]
     with pytest.raises(ValueError, match="are in one group and have the same seed"):
