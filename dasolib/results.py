@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dasolib.config import SCHEMA, Config
-from dasolib.diagnostics import class_groups, precision, predicted_share, recall
+from dasolib.diagnostics import accuracy, class_groups, precision, predicted_share, recall
 from dasolib.evaluation import LAST
 from dasolib.run_folder import resolve
 
@@ -327,6 +327,70 @@ def bias_table(runs):
     return pd.DataFrame(rows, columns=["method", "seed", "part", *MEASURES, "known", "unknown"])
 
 
+def last_tests(runs):
+    """Return counts (K, K) of true against predicted class of the test images, of the last 20 evaluations of runs."""
+    return sum(run.counts["test"][-LAST:].sum(axis=0) for run in runs)
+
+
+def by_label(runs):
+    """Group runs by method, in order of appearance.
+
+    Raises
+    ------
+    ValueError
+        If there are no runs, or one without an evaluation.
+    """
+    if not runs:
+        raise ValueError("runs is empty: give at least one run")
+    methods = {}
+    for run in runs:
+        if not run.counts:
+            raise ValueError(f"run {run.name} has no evaluation yet")
+        methods.setdefault(run.label, []).append(run)
+    return methods
+
+
+def format_confusion(runs, *, n_largest=3):
+    """Text on the test predictions of each method: how many are right, and which classes are taken for which others.
+
+    Parameters
+    ----------
+    runs : list of Run
+        The counts of `last_tests` of a method's runs are added up.
+    n_largest : int
+        How many confusions to name: those with the largest shares of a true class.
+    """
+    rows, confusions = [], []
+    for label, members in by_label(runs).items() if runs else ():
+        counts = last_tests(members)
+        shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+        rows.append({"method": label, "seeds": len(members), "all": plus_minus(accuracy(counts))}
+                    | {str(k): plus_minus(share) for k, share in enumerate(np.diagonal(shares))})
+        np.fill_diagonal(shares, 0)
+        largest = np.argsort(-shares, axis=None, kind="stable")[:n_largest]
+        named = (f"{100 * shares.flat[at]:.1f} % of class {at // len(shares)} as {at % len(shares)}" for at in largest)
+        confusions.append(f"{label}: {', '.join(named)}")
+    return "\n".join([text_table(pd.DataFrame(rows)), *confusions]) if rows else "no finished run"
+
+
+def confusion_reading(runs):
+    """Say in one line how many test images of the tail classes each method gives to them, and how many to the head.
+
+    Parameters
+    ----------
+    runs : list of Run
+        Finished ones, as in `format_confusion`.
+    """
+    lines = []
+    for label, members in by_label(runs).items() if runs else ():
+        counts, groups = last_tests(members), groups_of(members[0])
+        tail = counts[groups["tail"]]
+        to_tail, to_head = (tail[:, groups[name]].sum() / tail.sum() for name in ("tail", "head"))
+        lines.append(f"{label} predicts tail classes for {100 * to_tail:.1f} % of the test images of the tail and head "
+                     f"classes for {100 * to_head:.1f} %")
+    return f"Reading: {'; '.join(lines) or 'no finished run'}."
+
+
 def known_and_unknown(counts):
     """Return the numbers of pseudo-labels of images whose true class is known, and is not; counts (K + 1, K) or (K, K).
 
@@ -604,7 +668,7 @@ def plus_minus(mean, std=np.nan, *, sign=""):
 def text_table(table, *, gap=1):
     """Return the columns of a table as text, `gap` spaces apart, words to the left and numbers to the right."""
     width = {name: max([len(name), *(len(str(value)) for value in table[name])]) for name in table.columns}
-    words = {"dataset", "unlabeled", "method", "change", "in %", "missing"}
+    words = {"dataset", "unlabeled", "method", "change", "classes", "in %", "missing"}
     lines = [table.columns.tolist(), *table.to_numpy().tolist()]
     return "\n".join(
         (gap * " ").join(str(value).ljust(width[name]) if name in words else str(value).rjust(width[name])

@@ -16,11 +16,14 @@ from dasolib.results import (
     NAMES,
     STUDY,
     bias_table,
+    confusion_reading,
     format_bias,
+    format_confusion,
     format_estimate,
     format_runs,
     format_shares,
     format_table,
+    last_tests,
     load_run,
     load_runs,
     method_label,
@@ -361,6 +364,18 @@ def test_pseudo_labels_left_out_are_added_up_over_seeds(tmp_path):
     table = bias_table([make_run(tmp_path, seed=seed, final=SOME_UNKNOWN) for seed in (0, 1)])
     assert format_bias(table).splitlines()[-1].startswith("FixMatch: 30 of 156 pseudo-labels left out")
     assert "left out" not in format_bias(bias_table([make_run(tmp_path, seed=2)]))
+
+
+def test_confusions_are_those_of_the_last_twenty_evaluations_of_all_seeds(tmp_path):
+    runs = [make_run(tmp_path, seed=0, evaluations=25), make_run(tmp_path, seed=1, evaluations=20, test=BETTER)]
+    np.testing.assert_array_equal(last_tests(runs), 20 * (TEST + BETTER))
+    head, fixmatch, confusions = format_confusion(runs, n_largest=2).splitlines()
+    assert head.split() == ["method", "seeds", "all", "0", "1", "2", "3"]
+    assert fixmatch.split() == "FixMatch 2 72.5 90.0 90.0 80.0 30.0".split()
+    assert confusions == "FixMatch: 70.0 % of class 3 as 0, 20.0 % of class 2 as 0"
+    assert confusion_reading(runs) == ("Reading: FixMatch predicts tail classes for 30.0 % of the test images of the "
+                                       "tail and head classes for 70.0 %.")
+    assert format_confusion([]) == "no finished run" and confusion_reading([]) == "Reading: no finished run."
 
 
 def estimating(run, counts, estimates):
