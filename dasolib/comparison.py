@@ -308,9 +308,9 @@ def _marks(table):
 
 def _as_printed(cell, marks):
     """Text of a published number with the decimals of the paper, and the mark of its note."""
-    std = "" if np.isnan(cell["published_std"]) else f" ± {100 * cell['published_std']:.2f}"
+    mean, std = 100 * cell["published"], 100 * cell["published_std"]
     mark = f" {marks[cell['note']]}" if cell["note"] else ""
-    return f"{100 * cell['published']:.2f}".removesuffix("0") + std + mark
+    return (f"{mean:.2f}" if np.isnan(std) else f"{mean:.1f} ± {std:.2f}") + mark
 
 
 def _is_other_scale(scale):

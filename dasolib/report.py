@@ -25,7 +25,8 @@ from dasolib.run_folder import environment, project_root, resolve
 FOLDER = "runs/report"
 STYLE = Path(__file__).with_suffix(".css")
 # In this order on the front page; others follow by name.
-ORDER = ("cifar10_lt", "cifar100_lt", "stl10_lt", "semi_aves", "pseudo_label_bias", "other_learners")
+ORDER = ("cifar10_lt", "cifar100_lt", "stl10_lt", "semi_aves", "ablations", "cpu_study", "pseudo_label_bias",
+         "other_learners", "training_curves", "confusion", "features", "open_set")
 MAIN_METHODS = ("FixMatch", "FixMatch + LA", "FixMatch + DASO")  # of the figure on the front page
 PACKAGES = ("daso-study", "torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "papermill",
             "nbconvert")

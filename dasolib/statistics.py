@@ -214,6 +214,26 @@ def format_orders(table):
     return text_table(shown, gap=2)
 
 
+def reading(gaps, changes, orders):
+    """Say in one line what the three tables of a study come to."""
+    parts = []
+    if len(gaps):
+        low, middle, high = (100 * gaps["mean"].quantile([0, 0.5, 1])).tolist()
+        parts.append(f"the best evaluation of a run is {low:.1f} to {high:.1f} points above the median of its last 20, "
+                     f"by method, {middle:.1f} in the middle")
+    for change, part in changes.groupby("change", sort=False):
+        n_above, n_below = (part["low"] > 0).sum(), (part["high"] < 0).sum()
+        mean = 100 * part["mean"].mean()
+        parts.append(f"{change}: {(part['mean'] > 0).sum()} of {len(part)} differences are above 0, {mean:+.1f} points "
+                     f"on average; intervals above 0: {n_above}, below: {n_below}")
+    for row in orders.to_dict("records"):
+        if not np.isnan(row["correlation"]):
+            parts.append(f"order of {row['methods']} methods on {row['dataset']}, {row['unlabeled']}: rank correlation "
+                         f"with the paper {row['correlation']:+.2f} "
+                         f"{_interval(row['low'], row['high'], scale=1, digits=2)}".removesuffix(" -"))
+    return f"Reading: {'; '.join(parts) or 'no finished runs'}."
+
+
 def _groups(runs):
     """Finished runs by what they have in common, then by seed."""
     groups = {}
