@@ -5,9 +5,12 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check
 INSTALLED := .venv/installed.stamp
+# Notebooks of committed runs, whose stored outputs are checked.
+STORED := pseudo_label_bias other_learners cifar10_lt cifar100_lt stl10_lt semi_aves \
+	ablations cpu_study training_curves confusion
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lab clean
+.PHONY: help quickstart test report lab clean
 
 help: ## list the targets (this text)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -21,7 +24,10 @@ quickstart: $(INSTALLED) ## train FixMatch and FixMatch+DASO on long-tailed MNIS
 test: $(INSTALLED) ## lint, unit and reference-number tests, doctests, coverage, every notebook
 	$(PY) -m ruff check .
 	$(PY) -m pytest --cov
-	$(PY) -m pytest --nbval-lax --nbval-current-env notebooks/pseudo_label_bias.ipynb notebooks/other_learners.ipynb
+	$(PY) -m pytest --nbval-lax --nbval-current-env $(STORED:%=notebooks/%.ipynb)
+
+report: $(INSTALLED) ## every notebook executed and rendered, and a front page: runs/report/index.html
+	$(PY) -m dasolib.report
 
 lab: $(INSTALLED) ## open JupyterLab in this folder
 	$(PY) -m jupyterlab

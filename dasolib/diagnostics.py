@@ -185,6 +185,29 @@ def class_groups(counts):
     return {"head": ranked[:n], "medium": ranked[n : len(ranked) - n], "tail": ranked[len(ranked) - n :]}
 
 
+def class_ends(counts):
+    """Majority and minority classes: the first and the last 20 % of the classes by the rank of their labeled counts.
+
+    Parameters
+    ----------
+    counts : sequence of K int
+        Labeled images of each class; equal counts keep the order of the classes.
+
+    Returns
+    -------
+    dict of str to list of int
+        Class ids, most frequent first; at least one each.
+
+    Examples
+    --------
+    >>> class_ends([50, 40, 30, 20, 10, 9, 8, 7, 6, 5])
+    {'majority': [0, 1], 'minority': [8, 9]}
+    """
+    ranked = np.argsort(-np.asarray(counts), kind="stable").tolist()
+    n = max(1, round(0.2 * len(ranked)))
+    return {"majority": ranked[:n], "minority": ranked[-n:]}
+
+
 def _known(counts):
     return counts[..., : counts.shape[-1], :]
 

@@ -12,9 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
+from dasolib import curves
 from dasolib.diagnostics import accuracy, predicted_share
 from dasolib.evaluation import LAST
-from dasolib.results import MEASURES, known_and_unknown, over_seeds, unknown_in_bias, unknown_in_shares
+from dasolib.results import (
+    MEASURES,
+    by_label,
+    known_and_unknown,
+    last_tests,
+    over_seeds,
+    unknown_in_bias,
+    unknown_in_shares,
+)
 from dasolib.run_folder import resolve
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
@@ -186,38 +195,40 @@ def linear_against_semantic(linear, semantic, *, class_names=None):
     ValueError
         If there are no counts, as in a run without semantic pseudo-labels.
     """
-    has_unknown = any(known_and_unknown(counts)[1] for counts in (linear, semantic))
-    with style.context(STYLE):
-        fig = Figure(figsize=(PAGE, 3.4), layout="constrained")
-        axes = fig.subplots(1, 2, sharey=True)
-        for ax, name, counts in zip(axes, ("linear", "semantic"), (linear, semantic), strict=True):
-            k = counts.shape[-1]
-            known, unknown = known_and_unknown(counts)
-            if known + unknown == 0:
-                raise ValueError(f"{name} counts no pseudo-labels")
-            rows = np.zeros((k + has_unknown, k))
-            rows[:len(counts)] = counts[:len(rows)]
-            total = rows.sum(axis=1, keepdims=True)
-            shares = np.divide(rows, total, out=np.full(rows.shape, np.nan), where=total > 0)
-            picture = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal", interpolation="nearest")
-            for row, column in np.argwhere(~np.isnan(shares)) if k <= 10 else ():
-                share = shares[row, column]
-                ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=6,
-                        color="white" if share > 0.6 else "black")
-            if not known:
-                ax.text((k - 1) / 2, (k - 1) / 2, NOTHING_KNOWN, ha="center", va="center", fontsize=7)
-            more = f"\nand {unknown:,} of unknown class" if unknown else ""
-            ax.set(title=f"{name} pseudo-labels ({known:,}){more}", xlabel="pseudo-label")
-            ax.grid(False)
-            ax.spines[:].set_visible(False)
-            ax.tick_params(length=0)
-            _class_ticks(ax.xaxis, k, class_names)
-        _class_ticks(axes[0].yaxis, k, class_names, unknown_last=has_unknown)
-        axes[0].set_ylabel("true class")
-        bar = fig.colorbar(picture, ax=axes, shrink=0.9, pad=0.015, format=PercentFormatter(1, symbol=""))
-        bar.set_label("share of the true class (%)")
-        bar.outline.set_visible(False)
-    return fig
+    panels = {}
+    for name, counts in (("linear", linear), ("semantic", semantic)):
+        known, unknown = known_and_unknown(counts)
+        if known + unknown == 0:
+            raise ValueError(f"{name} counts no pseudo-labels")
+        more = f"\nand {unknown:,} of unknown class" if unknown else ""
+        panels[f"{name} pseudo-labels ({known:,}){more}"] = counts
+    return _confusions(panels, "pseudo-label", class_names, size=(PAGE, 3.4))
+
+
+def confusion(runs, *, class_names=None):
+    """Draw the confusion of test images, a panel for each method (figure 9 of the paper).
+
+    Parameters
+    ----------
+    runs : list of dasolib.results.Run
+        The counts of the last 20 evaluations of a method's runs are added up.
+    class_names : sequence of str, optional
+        Default: the class ids.
+
+    Returns
+    -------
+    Figure
+        Shares of each row, as in `linear_against_semantic`.
+
+    Raises
+    ------
+    ValueError
+        If there are no runs, or one without an evaluation.
+    """
+    methods = by_label(runs)
+    panels = {_with_seeds(method, len(members)): last_tests(members) for method, members in methods.items()}
+    size = (PAGE, 0.55 + 5.7 / len(panels)) if len(panels) > 1 else (4.0, 3.4)
+    return _confusions(panels, "prediction", class_names, size=size)
 
 
 def class_distribution(runs, *, class_names=None):
@@ -242,7 +253,7 @@ def class_distribution(runs, *, class_names=None):
     ValueError
         If there are no runs, or one without pseudo-labels.
     """
-    methods, notes = _by_label(runs), []
+    methods, notes = by_label(runs), []
     with style.context(STYLE):
         fig = Figure(figsize=(PAGE, 2.2), layout="constrained")
         widths = [12, 1] * len(methods)
@@ -307,7 +318,7 @@ def accuracy_curves(runs, *, adjusted=False):
     ValueError
         If there are no runs, or one without an evaluation.
     """
-    methods = _by_label(runs)
+    methods = by_label(runs)
     with style.context(STYLE):
         fig = Figure(figsize=(COLUMN, 2.9), layout="constrained")
         ax = fig.subplots()
@@ -327,6 +338,153 @@ def accuracy_curves(runs, *, adjusted=False):
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
         _legend_above(fig, ax, {method: len(members) for method, members in methods.items()}, columns=1)
+    return fig
+
+
+def training_curves(table):
+    """Draw recall of pseudo-labels and test accuracy over training, of majority, minority and all classes (figure 3).
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `dasolib.curves.curve_table`.
+
+    Returns
+    -------
+    Figure
+        A column for each part of the classes; above recall of the pseudo-labels in a window, below test accuracy; means
+        over seeds, with a band of one sample standard deviation where there are several. A measure that no run has is
+        left out.
+
+    Raises
+    ------
+    ValueError
+        If the table is empty.
+
+    References
+    ----------
+    Oh, Kim and Kweon, "DASO", CVPR 2022, arXiv:2106.05682, figures 3 and 10.
+    """
+    if table.empty:
+        raise ValueError("table has no rows: give at least one finished run")
+    measures = [measure for measure in curves.MEASURES if table[measure].notna().any()]
+    with style.context(STYLE):
+        fig = Figure(figsize=(PAGE, 1.75 * len(measures) + 0.35), layout="constrained")
+        axes = fig.subplots(len(measures), len(curves.PARTS), sharex=True, sharey=True, squeeze=False)
+        for row, measure in zip(axes, measures, strict=True):
+            mean, std = curves.mean_curves(table, measure)
+            for ax, part in zip(row, curves.PARTS, strict=True):
+                for method in table["method"].unique():
+                    values = mean.loc[method, part]
+                    _line(ax, values.index.to_numpy(), values.to_numpy(), std.loc[method, part].to_numpy(), method,
+                          marker=False)
+            row[0].set_ylabel(f"{TITLES[measure]} (%)".replace("recall of", "recall of\n"))
+        for ax, part in zip(axes[0], curves.PARTS, strict=True):
+            ax.set_title(f"{part} classes")
+        for ax in axes[-1]:
+            ax.set(xlabel="step", xlim=(0, table["step"].max()), ylim=(0, 1))
+            ax.xaxis.set_major_locator(MaxNLocator(4))
+        axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+        _legend_above(fig, axes[0, 0], table.groupby("method", sort=False)["seed"].nunique())
+    return fig
+
+
+def features(table, *, class_names=None):
+    """Draw maps of the features of unlabeled images, a panel for each method (figure 4 of the paper).
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `dasolib.outputs.feature_map`, of one or several runs.
+    class_names : sequence of str, optional
+        Default: the class ids.
+
+    Returns
+    -------
+    Figure
+        A dot for each image in the colour of its true class, grey where that is unknown; of its pseudo-label where no
+        class is known, as the title then says. The axes of t-SNE have no unit and no meaning of their own.
+
+    Raises
+    ------
+    ValueError
+        If the table is empty.
+
+    References
+    ----------
+    Oh, Kim and Kweon, "DASO", CVPR 2022, arXiv:2106.05682, figures 4 and 11.
+    """
+    if table.empty:
+        raise ValueError("table has no rows: give at least one run with outputs")
+    methods = table["method"].unique()
+    by = "target" if (table["target"] >= 0).any() else "label"
+    k = max(table["target"].max(), table["label"].max()) + 1 if class_names is None else len(class_names)
+    colors = mpl.colormaps["tab10" if k <= 10 else "turbo"](np.arange(k) if k <= 10 else np.linspace(0, 1, k))
+    with style.context(STYLE):
+        fig = Figure(figsize=(PAGE, 0.35 + 2.9 * 2 / max(2, len(methods))), layout="constrained")
+        axes = fig.subplots(1, len(methods), squeeze=False)[0]
+        for ax, method in zip(axes, methods, strict=True):
+            part = table[table["method"] == method]
+            shades = np.where((part[by] < 0).to_numpy()[:, None], mpl.colors.to_rgba("#cccccc"),
+                              colors[part[by].to_numpy()])
+            ax.scatter(part["x"], part["y"], c=shades, s=4, linewidths=0)
+            ax.set(title=method, xticks=[], yticks=[])
+            ax.grid(False)
+            ax.spines[:].set_visible(False)
+        edges = mpl.colors.BoundaryNorm(np.arange(k + 1) - 0.5, k)
+        scale = mpl.cm.ScalarMappable(norm=edges, cmap=mpl.colors.ListedColormap(colors))
+        bar = fig.colorbar(scale, ax=axes.tolist(), pad=0.015,
+                           label="true class" if by == "target" else "pseudo-label (true classes unknown)")
+        bar.outline.set_visible(False)
+        bar.minorticks_off()
+        bar.ax.tick_params(length=0)
+        _class_ticks(bar.ax.yaxis, k, class_names)
+    return fig
+
+
+def open_set(table):
+    """Draw the entropy of predictions for images of known and of unknown classes (figure 12 of the paper).
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `dasolib.outputs.entropy_table`, of one or several runs.
+
+    Returns
+    -------
+    Figure
+        A panel for each method; shares of the images of each kind in 25 bins of equal width. A kind without images is
+        left out.
+
+    Raises
+    ------
+    ValueError
+        If the table is empty.
+
+    References
+    ----------
+    Oh, Kim and Kweon, "DASO", CVPR 2022, arXiv:2106.05682, figure 12.
+    """
+    if table.empty:
+        raise ValueError("table has no rows: give at least one run with outputs")
+    methods, edges = table["method"].unique(), np.linspace(0, 1, 26)
+    with style.context(STYLE):
+        fig = Figure(figsize=(PAGE if len(methods) > 1 else COLUMN, 2.3), layout="constrained")
+        axes = fig.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+        for ax, method in zip(axes, methods, strict=True):
+            part = table[table["method"] == method]
+            for name, is_known, (color, dashes, _, _) in (("known", True, BLUE), ("unknown", False, ORANGE)):
+                values = part.loc[part["is_known"] == is_known, "entropy"]
+                shares = np.histogram(values, edges)[0] / max(1, len(values))
+                if len(values):
+                    ax.stairs(shares, edges, color=color, alpha=0.25, fill=True)
+                    ax.stairs(shares, edges, color=color, linestyle=dashes, linewidth=1.2,
+                              label=f"{name} classes ({len(values):,})")
+            ax.set(title=method, xlabel="entropy (% of the uniform distribution's)", xlim=(0, 1))
+            ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+            ax.legend(loc="upper right")
+        axes[0].set_ylabel("share of these images (%)")
+        axes[0].yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     return fig
 
 
@@ -358,18 +516,6 @@ def show_in(ipython):
     ipython.display_formatter.formatters["image/png"].for_type(Figure, png)
 
 
-def _by_label(runs):
-    """Group runs by method, in order of appearance."""
-    if not runs:
-        raise ValueError("runs is empty: give at least one run")
-    methods = {}
-    for run in runs:
-        if not run.counts:
-            raise ValueError(f"run {run.name} has no evaluation yet")
-        methods.setdefault(run.label, []).append(run)
-    return methods
-
-
 def _aligned(runs, arrays_of):
     """Return steps that all runs were evaluated at, and their arrays there: (n_steps,), (n_runs, n_steps, ...)."""
     n = min(len(run.counts["step"]) for run in runs)
@@ -386,6 +532,38 @@ def _line(ax, x, mean, std, method, *, marker):
     ax.plot(x, mean, color=color, linestyle=dashes, marker=symbol if marker else None, label=method)
     if not np.isnan(std).all():
         ax.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
+
+
+def _confusions(panels, xlabel, class_names, *, size):
+    """Draw shares of the rows of counts (K, K) or (K + 1, K), a panel each with its title."""
+    has_unknown = any(known_and_unknown(counts)[1] for counts in panels.values())
+    with style.context(STYLE):
+        fig = Figure(figsize=size, layout="constrained")
+        axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for ax, (title, counts) in zip(axes, panels.items(), strict=True):
+            k = counts.shape[-1]
+            rows = np.zeros((k + has_unknown, k))
+            rows[:len(counts)] = counts[:len(rows)]
+            total = rows.sum(axis=1, keepdims=True)
+            shares = np.divide(rows, total, out=np.full(rows.shape, np.nan), where=total > 0)
+            picture = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal", interpolation="nearest")
+            for row, column in np.argwhere(~np.isnan(shares)) if k <= 10 else ():
+                share = shares[row, column]
+                ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center",
+                        fontsize=6 if len(panels) < 3 else 5, color="white" if share > 0.6 else "black")
+            if not known_and_unknown(counts)[0]:
+                ax.text((k - 1) / 2, (k - 1) / 2, NOTHING_KNOWN, ha="center", va="center", fontsize=7)
+            ax.set(title=title, xlabel=xlabel)
+            ax.grid(False)
+            ax.spines[:].set_visible(False)
+            ax.tick_params(length=0)
+            _class_ticks(ax.xaxis, k, class_names)
+        _class_ticks(axes[0].yaxis, k, class_names, unknown_last=has_unknown)
+        axes[0].set_ylabel("true class")
+        bar = fig.colorbar(picture, ax=axes.tolist(), shrink=0.9, pad=0.015, format=PercentFormatter(1, symbol=""))
+        bar.set_label("share of the true class (%)")
+        bar.outline.set_visible(False)
+    return fig
 
 
 def _group_bars(ax, stats, measure, methods, groups):

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from dasolib.config import SCHEMA, Config
-from dasolib.diagnostics import class_groups, precision, predicted_share, recall
+from dasolib.diagnostics import accuracy, class_groups, precision, predicted_share, recall
 from dasolib.evaluation import LAST
-from dasolib.run_folder import read_counts
+from dasolib.run_folder import read_counts, resolve
 
 # How base learners and re-balancing methods are written in tables and figures, in the order of `LEARNERS` and
 # `REBALANCERS`, which is also the order of runs.
@@ -23,7 +23,10 @@ NAMES = {
     "daso": "DASO", "crest": "CReST", "crest_plus": "CReST+", "boss": "BOSS", "abc": "ABC",
 }
 MEASURES = ("recall", "precision", "accuracy")  # columns of `bias_table`
-NOT_COMPARED = ("seed", "threads")  # in which runs that are averaged may differ
+# In which runs that are averaged may differ; what a run takes from an earlier one is that of its own seed.
+NOT_COMPARED = ("seed", "threads", "source", "taken")
+STUDY, EARLIER = "runs/cpu_study", ("runs/bias", "runs/uniform")  # what notebooks show unless told otherwise
+BEST = "*best: best evaluation of a run, chosen on the test set: shown beside the number, never used to choose."
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +35,7 @@ class Run:
 
     Attributes
     ----------
-    name : str
-        Of the folder.
+    folder : Path
     config : dict
         As in ``config.json``: what can change a number; a setting without effect in this run is absent.
     metrics : DataFrame
@@ -46,12 +48,17 @@ class Run:
         As in ``environment.json``: one for each time the run was started; empty in its first moment.
     """
 
-    name: str
+    folder: Path
     config: dict
     metrics: pd.DataFrame
     counts: dict[str, np.ndarray]
     result: dict | None
     starts: list[dict]
+
+    @property
+    def name(self):
+        """Of the folder."""
+        return self.folder.name
 
     @property
     def label(self):
@@ -134,7 +141,7 @@ def load_run(folder):
     records = [record for record in records if record["step"] in steps]  # in training the counts come a moment later
     environment = folder / "environment.json"
     starts = json.loads(environment.read_text())["starts"] if environment.exists() else []
-    return Run(folder.name, config, pd.json_normalize(records, sep="/"), counts, result, starts)
+    return Run(folder, config, pd.json_normalize(records, sep="/"), counts, result, starts)
 
 
 def format_starts(run):
@@ -145,11 +152,15 @@ def format_starts(run):
         for start in run.starts)
 
 
-def load_runs(folder):
-    """Read every run in a folder of run folders, ordered by data set, unlabeled classes, method and seed.
+def load_runs(*folders):
+    """Read every run in folders of run folders, ordered by data set, unlabeled classes, method and seed.
 
     Methods come by base learner, then by how many re-balancing methods are put on it, and within that in the order of
     `NAMES`; methods of your own come last, by name.
+
+    Parameters
+    ----------
+    *folders : path
 
     Returns
     -------
@@ -161,10 +172,43 @@ def load_runs(folder):
     ValueError
         If there is no such folder, or as in `load_run`.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"folder={str(folder)!r} does not exist")
-    return sorted((load_run(path.parent) for path in folder.glob("*/config.json")), key=_order)
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise ValueError(f"folder={str(folder)!r} does not exist")
+    return sorted((load_run(path.parent) for folder in folders for path in Path(folder).glob("*/config.json")),
+                  key=_order)
+
+
+def study_runs(folders=""):
+    """Read the runs that a notebook shows.
+
+    Parameters
+    ----------
+    folders : str
+        Folders of run folders, separated by commas, relative to the project. Empty: `STUDY`, or, as long as it does not
+        exist, the runs that were there before it, `EARLIER`.
+
+    Returns
+    -------
+    list of Run
+
+    Raises
+    ------
+    ValueError
+        As in `load_runs`.
+    """
+    named = [name.strip() for name in folders.split(",") if name.strip()]
+    return load_runs(*map(resolve, named or ([STUDY] if resolve(STUDY).is_dir() else EARLIER)))
+
+
+def format_runs(runs):
+    """Text on which runs there are: a line for each folder of run folders."""
+    lines = {}
+    for run in runs:
+        finished = lines.setdefault(run.folder.parent, [])
+        finished.append(run.result is not None)
+    return "\n".join(f"{folder.name}: {sum(finished)} finished and {len(finished) - sum(finished)} unfinished runs"
+                     for folder, finished in lines.items()) or "no runs"
 
 
 def select(runs, **settings):
@@ -207,19 +251,15 @@ def results_table(runs, *, by=("dataset", "unlabeled", "method"), expected=()):
         If runs of one group differ in more than their seed, or two have the same seed.
     """
     _check_fields("by", by)
-    groups = {}  # key -> seed -> Run, or None for an absent one
+    groups = {}  # key -> runs, and seeds that are expected
     for *key, seed in expected:
         if len(key) != len(by):
             raise ValueError(f"expected has {(*key, seed)!r}; give a value for each of {', '.join((*by, 'seed'))}")
-        groups.setdefault(tuple(key), {})[seed] = None
+        groups.setdefault(tuple(key), ([], []))[1].append(seed)
     for run in runs:
-        group = groups.setdefault(tuple(_field(run, name) for name in by), {})
-        for other in group.values():
-            if other is not None:
-                _check_same_study(other, run)
-        group[run.config["seed"]] = run
-    return pd.DataFrame([dict(zip(by, key, strict=True)) | _summary(group) for key, group in groups.items()],
-                        columns=[*by, *_summary({})])
+        groups.setdefault(tuple(_field(run, name) for name in by), ([], []))[0].append(run)
+    return pd.DataFrame([dict(zip(by, key, strict=True)) | group_summary(*group) for key, group in groups.items()],
+                        columns=[*by, *group_summary([], [])])
 
 
 def format_table(table):
@@ -230,18 +270,17 @@ def format_table(table):
     >>> print(format_table(results_table([], expected=[("cifar10", "equal", "FixMatch", 0)])).splitlines()[1])
     cifar10 equal      FixMatch    -       -     -        -       -     0 s0 absent
     """
-    shown = table[[name for name in table.columns if name not in _summary({})]].copy()
+    shown = table[[name for name in table.columns if name not in group_summary([], [])]].copy()
     for title, name in (("acc.", "accuracy"), ("acc.+LA", "adjusted")):
-        shown[title] = [_plus_minus(m, s) for m, s in zip(table[name], table[f"{name}_std"], strict=True)]
+        shown[title] = with_spread(table, name)
     for title, name in (("best*", "accuracy_best"), ("best+LA*", "adjusted_best")):
-        shown[title] = [_plus_minus(m) for m in table[name]]
+        shown[title] = [plus_minus(m) for m in table[name]]
     shown["minutes"] = ["-" if np.isnan(minutes) else f"{minutes:.1f}" for minutes in table["minutes"]]
     shown["seeds"] = table["seeds"]
     shown["missing"] = [text or "-" for text in table["missing"]]
-    return _text(shown) + (
+    return text_table(shown) + (
         f"\nacc.: test accuracy in %, median of the last {LAST} evaluations of a run; mean over seeds, ± sample std."
-        "\n+LA: with logit adjustment at test time. minutes: of training and evaluation, mean over seeds."
-        "\n*best: best evaluation of a run, chosen on the test set: shown beside the number, never used to choose."
+        f"\n+LA: with logit adjustment at test time. minutes: of training and evaluation, mean over seeds.\n{BEST}"
     )
 
 
@@ -285,6 +324,70 @@ def bias_table(runs):
             rows.append(who | {"part": group, "accuracy": test["groups"].get(group, np.nan)}
                         | {name: _mean(per_class[name][classes]) for name in ("recall", "precision")} | counted)
     return pd.DataFrame(rows, columns=["method", "seed", "part", *MEASURES, "known", "unknown"])
+
+
+def last_tests(runs):
+    """Return counts (K, K) of true against predicted class of the test images, of the last 20 evaluations of runs."""
+    return sum(run.counts["test"][-LAST:].sum(axis=0) for run in runs)
+
+
+def by_label(runs):
+    """Group runs by method, in order of appearance.
+
+    Raises
+    ------
+    ValueError
+        If there are no runs, or one without an evaluation.
+    """
+    if not runs:
+        raise ValueError("runs is empty: give at least one run")
+    methods = {}
+    for run in runs:
+        if not run.counts:
+            raise ValueError(f"run {run.name} has no evaluation yet")
+        methods.setdefault(run.label, []).append(run)
+    return methods
+
+
+def format_confusion(runs, *, n_largest=3):
+    """Text on the test predictions of each method: how many are right, and which classes are taken for which others.
+
+    Parameters
+    ----------
+    runs : list of Run
+        The counts of `last_tests` of a method's runs are added up.
+    n_largest : int
+        How many confusions to name: those with the largest shares of a true class.
+    """
+    rows, confusions = [], []
+    for label, members in by_label(runs).items() if runs else ():
+        counts = last_tests(members)
+        shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+        rows.append({"method": label, "seeds": len(members), "all": plus_minus(accuracy(counts))}
+                    | {str(k): plus_minus(share) for k, share in enumerate(np.diagonal(shares))})
+        np.fill_diagonal(shares, 0)
+        largest = np.argsort(-shares, axis=None, kind="stable")[:n_largest]
+        named = (f"{100 * shares.flat[at]:.1f} % of class {at // len(shares)} as {at % len(shares)}" for at in largest)
+        confusions.append(f"{label}: {', '.join(named)}")
+    return "\n".join([text_table(pd.DataFrame(rows)), *confusions]) if rows else "no finished run"
+
+
+def confusion_reading(runs):
+    """Say in one line how many test images of the tail classes each method gives to them, and how many to the head.
+
+    Parameters
+    ----------
+    runs : list of Run
+        Finished ones, as in `format_confusion`.
+    """
+    lines = []
+    for label, members in by_label(runs).items() if runs else ():
+        counts, groups = last_tests(members), groups_of(members[0])
+        tail = counts[groups["tail"]]
+        to_tail, to_head = (tail[:, groups[name]].sum() / tail.sum() for name in ("tail", "head"))
+        lines.append(f"{label} predicts tail classes for {100 * to_tail:.1f} % of the test images of the tail and head "
+                     f"classes for {100 * to_head:.1f} %")
+    return f"Reading: {'; '.join(lines) or 'no finished run'}."
 
 
 def known_and_unknown(counts):
@@ -355,8 +458,8 @@ def format_bias(table):
                 values = stats[statistic][measure].loc[method]
                 values = values.reindex(sorted(values.index, key=lambda part: isinstance(part, int)))
                 rows.append({"method": method, "in %": measure, "seeds": seeds, "": statistic}
-                            | {str(part): _plus_minus(value) for part, value in values.items()})
-    return "\n".join([_text(pd.DataFrame(rows)), *unknown_in_bias(table).values()]) if rows else "no finished run"
+                            | {str(part): plus_minus(value) for part, value in values.items()})
+    return "\n".join([text_table(pd.DataFrame(rows)), *unknown_in_bias(table).values()]) if rows else "no finished run"
 
 
 def share_table(runs):
@@ -415,11 +518,11 @@ def format_shares(table):
     if table.empty:
         return "no finished run"
     shares = table.drop(columns=["known", "unknown"])
-    rows = [{"method": label, "in %": "share"} | {str(k): _plus_minus(share) for k, share in values.items()}
+    rows = [{"method": label, "in %": "share"} | {str(k): plus_minus(share) for k, share in values.items()}
             for label, values in shares.iterrows()]
     known, unknown = table.loc["true", ["known", "unknown"]].astype(int)
     note = unknown_in_shares(known, unknown)
-    return _text(pd.DataFrame(rows)) + (f"\n{note}" if note else "")
+    return text_table(pd.DataFrame(rows)) + (f"\n{note}" if note else "")
 
 
 def unknown_in_shares(known, unknown):
@@ -473,10 +576,10 @@ def format_estimate(run):
         return (f"no estimate was accepted in {len(estimates)} evaluations: counts below 0, or a confusion matrix "
                 "that is nearly singular")
     total = sum(counts)
-    rows = [{"class": k, "estimated images": f"{n:,.1f}", "share in %": _plus_minus(n / total)}
+    rows = [{"class": k, "estimated images": f"{n:,.1f}", "share in %": plus_minus(n / total)}
             for k, n in enumerate(counts)]
     accepted = sum(isinstance(estimate, list) for estimate in estimates)  # a missing one may be None or NaN
-    return (_text(pd.DataFrame(rows))
+    return (text_table(pd.DataFrame(rows))
             + f"\n{total:,.0f} unlabeled images; mean of the estimates accepted in {accepted} of {len(estimates)} "
               "evaluations")
 
@@ -502,7 +605,7 @@ def _check_fields(argument, names):
             raise ValueError(f"{argument} has {name!r}; choose from {', '.join(Config.model_fields)}")
 
 
-def _check_same_study(one, other):
+def check_same_study(one, other):
     """Refuse to average runs that are not the same but for the seed."""
     if one.config["seed"] == other.config["seed"]:
         raise ValueError(f"runs {one.name} and {other.name} are in one group and have the same seed")
@@ -513,17 +616,32 @@ def _check_same_study(one, other):
                              f"{there!r}; leave one out, or add {name} to by")
 
 
-def _summary(group):
-    """Columns of `results_table` for one group, seed -> Run or None."""
-    done = [run.result for run in group.values() if run is not None and run.result is not None]
+def group_summary(runs, seeds):
+    """Return the columns of `results_table` for the runs of one group and the seeds that are expected of it."""
+    by_seed = dict.fromkeys(seeds)
+    for i, run in enumerate(runs):
+        for other in runs[:i]:
+            check_same_study(other, run)
+        by_seed[run.config["seed"]] = run
+    done = [run.result for run in runs if run.result is not None]
     row = {}
     for name, key in (("accuracy", "plain"), ("adjusted", "adjusted")):
-        values = np.array([result[key]["accuracy"] for result in done])
-        row |= {name: _mean(values), f"{name}_std": float(values.std(ddof=1)) if len(done) > 1 else np.nan,
-                f"{name}_best": _mean(np.array([result[key]["best"] for result in done]))}
-    missing = [_state(seed, run) for seed, run in sorted(group.items()) if run is None or run.result is None]
+        row |= _over_runs(name, [result[key]["accuracy"] for result in done])
+        row[f"{name}_best"] = _mean(np.array([result[key]["best"] for result in done]))
+    row |= _over_runs("last", [result["plain"]["last"] for result in done])
+    missing = [_state(seed, run) for seed, run in sorted(by_seed.items()) if run is None or run.result is None]
     return row | {"minutes": _mean(np.array([result["seconds"] / 60 for result in done])), "seeds": len(done),
                   "missing": ", ".join(missing)}
+
+
+def _over_runs(name, values):
+    values = np.array(values)
+    return {name: _mean(values), f"{name}_std": float(values.std(ddof=1)) if len(values) > 1 else np.nan}
+
+
+def with_spread(table, name):
+    """Texts of a column in percent, with the sample standard deviations in ``<name>_std``."""
+    return [plus_minus(mean, std) for mean, std in zip(table[name], table[f"{name}_std"], strict=True)]
 
 
 def _state(seed, run):
@@ -539,19 +657,20 @@ def _mean(values):
     return float(values.mean()) if len(values) else np.nan
 
 
-def _plus_minus(mean, std=np.nan):
+def plus_minus(mean, std=np.nan, *, sign=""):
+    """Text of a share in percent, ± its spread where there is one; "-" for NaN. With ``sign="+"`` always signed."""
     if np.isnan(mean):
         return "-"
-    return f"{100 * mean:.1f}" + ("" if np.isnan(std) else f" ± {100 * std:.1f}")
+    return f"{100 * mean:{sign}.1f}" + ("" if np.isnan(std) else f" ± {100 * std:.1f}")
 
 
-def _text(table):
-    """Columns of a table as text, words to the left and numbers to the right."""
+def text_table(table, *, gap=1):
+    """Return the columns of a table as text, `gap` spaces apart, words to the left and numbers to the right."""
     width = {name: max([len(name), *(len(str(value)) for value in table[name])]) for name in table.columns}
-    words = {"dataset", "unlabeled", "method", "in %", "missing"}
+    words = {"dataset", "unlabeled", "method", "change", "classes", "in %", "missing"}
     lines = [table.columns.tolist(), *table.to_numpy().tolist()]
     return "\n".join(
-        " ".join(str(value).ljust(width[name]) if name in words else str(value).rjust(width[name])
+        (gap * " ").join(str(value).ljust(width[name]) if name in words else str(value).rjust(width[name])
                  for name, value in zip(table.columns, line, strict=True)).rstrip()
         for line in lines
     )

@@ -24,11 +24,13 @@ FINAL = counts_of([8, 0, 0, 2], [2, 2, 0, 0], [1, 0, 1, 0], [3, 0, 0, 2])
 TEST = np.array([[9, 1, 0, 0], [2, 8, 0, 0], [4, 0, 6, 0], [7, 0, 0, 3]])  # accuracy .9, .8, .6, .3: 26 of 40
 
 
-def write_run(folder, *, rebalance="", seed=0, unlabeled="reversed", evaluations=3, final=FINAL, test=TEST,
-              semantic=None, finished=True, **settings):
+SETTINGS = {"dataset": "mnist5k", "method": "fixmatch", "unlabeled": "reversed", "n1": 40, "m1": 80, "gamma_l": 10.0,
+            "threads": 1}
+
+
+def write_run(folder, *, preset="cpu", evaluations=3, final=FINAL, test=TEST, semantic=None, finished=True, **settings):
     """Write the small files of a run with the same counts at each evaluation, every ten steps; return the folder."""
-    config = make_config("cpu", dataset="mnist5k", method="fixmatch", rebalance=rebalance, seed=seed,
-                         unlabeled=unlabeled, n1=40, m1=80, gamma_l=10.0, threads=1, **settings)
+    config = make_config(preset, **SETTINGS | settings)
     pseudo_labels = np.zeros((len(KINDS), N_CLASSES + 1, N_CLASSES), dtype=int)
     pseudo_labels[0] = pseudo_labels[2] = final
     if semantic is not None:

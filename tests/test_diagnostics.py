@@ -11,6 +11,7 @@ from dasolib.diagnostics import (
     KINDS,
     PseudoLabelCounts,
     accuracy,
+    class_ends,
     class_groups,
     confusion_counts,
     gain,
@@ -153,3 +154,11 @@ def test_every_class_is_in_exactly_one_group_and_head_and_tail_are_equally_large
     assert sorted(sum(groups.values(), [])) == list(range(k))
     assert len(groups["head"]) == len(groups["tail"]) >= 1
     assert groups["head"] == list(range(len(groups["head"])))  # equal counts keep the order
+
+
+@pytest.mark.parametrize(("k", "n"), [(3, 1), (4, 1), (10, 2), (100, 20)])
+def test_majority_and_minority_are_fifths_of_the_classes_by_labeled_counts(k, n):
+    ends = class_ends(np.random.default_rng(0).permutation(k))
+    assert len(ends["majority"]) == len(ends["minority"]) == n
+    counts = np.random.default_rng(0).permutation(k)
+    assert counts[ends["majority"]].min() >= counts.max() - n + 1 and counts[ends["minority"]].max() <= n - 1

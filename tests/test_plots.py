@@ -3,11 +3,13 @@
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import same_color
 from PIL import Image
 
 from dasolib import plots
+from dasolib.curves import curve_table
 from dasolib.results import bias_table, method_label
 from tests.hand_made import FINAL, TEST, counts_of, make_run
 from tests.test_results import ALL_UNKNOWN, BETTER, SOME_UNKNOWN, legal_combinations
@@ -261,11 +263,76 @@ def test_class_names_label_the_classes_and_a_wrong_number_is_refused(runs):
 def test_figures_of_nothing_are_refused(tmp_path):
     with pytest.raises(ValueError, match="table has no rows"):
         plots.pseudo_label_bias(bias_table([]))
-    for figure in (plots.class_distribution, plots.accuracy_curves):
+    for figure in (plots.class_distribution, plots.accuracy_curves, plots.confusion):
         with pytest.raises(ValueError, match="runs is empty"):
             figure([])
         with pytest.raises(ValueError, match="has no evaluation yet"):
             figure([make_run(tmp_path / figure.__name__, evaluations=0, finished=False)])
+
+
+def test_training_curves_show_parts_of_the_classes_over_steps(runs):
+    fig = plots.training_curves(curve_table(runs))
+    assert [ax.get_title() for ax in fig.axes[:3]] == ["majority classes", "minority classes", "all classes"]
+    recall_of_minority, accuracy_of_all = fig.axes[1], fig.axes[5]
+    np.testing.assert_allclose(lines_of(recall_of_minority)["FixMatch"].get_xydata(), [[10, 0.4], [20, 0.4], [30, 0.4]])
+    np.testing.assert_allclose(lines_of(accuracy_of_all)["FixMatch"].get_ydata(), [0.725] * 3)
+    assert [len(ax.collections) for ax in fig.axes] == [1] * 6  # a band where there are two seeds
+    assert legend_texts(fig) == ["FixMatch (2 seeds)", "FixMatch + DASO (1 seed)"]
+    assert fig.axes[3].get_ylabel() == "test accuracy (%)" and fig.axes[5].get_xlabel() == "step"
+
+
+def test_training_curves_without_pseudo_labels_have_one_row(tmp_path):
+    fig = plots.training_curves(curve_table([make_run(tmp_path, final=0 * FINAL)]))
+    assert [ax.get_ylabel() for ax in fig.axes] == ["test accuracy (%)", "", ""]
+
+
+def test_confusion_of_tests_has_a_panel_for_each_method(runs):
+    fig = plots.confusion(runs)
+    fixmatch, daso = (ax.images[0].get_array() for ax in fig.axes[:2])
+    np.testing.assert_allclose(np.diagonal(fixmatch), [0.9, 0.9, 0.8, 0.3])  # of TEST and BETTER together
+    np.testing.assert_allclose(daso, TEST / 10)
+    assert [ax.get_title() for ax in fig.axes[:2]] == ["FixMatch (2 seeds)", "FixMatch + DASO (1 seed)"]
+    assert fig.axes[0].get_xlabel() == "prediction"
+    assert len(plots.confusion(runs[:2]).axes) == 2  # one and its colour bar
+
+
+MAP = pd.DataFrame({"method": ["FixMatch"] * 3 + ["FixMatch + DASO"], "x": [0.0, 1, 2, 3], "y": [0.0, 1, 4, 9],
+                    "target": [0, 2, -1, 1], "label": [0, 1, 2, 1]})
+
+
+def test_maps_of_features_have_a_dot_for_each_image_in_the_colour_of_its_class():
+    fig = plots.features(MAP)
+    (dots,) = fig.axes[0].collections
+    np.testing.assert_allclose(dots.get_offsets(), [[0, 0], [1, 1], [2, 4]])
+    first, second, unknown = dots.get_facecolors()
+    assert same_color(unknown, "#cccccc") and not same_color(first, second)
+    (other,) = fig.axes[1].collections
+    assert not any(same_color(other.get_facecolors()[0], color) for color in (first, second))
+    assert [ax.get_title() for ax in fig.axes[:2]] == ["FixMatch", "FixMatch + DASO"]
+    assert fig.axes[2].get_ylabel() == "true class"
+
+
+def test_maps_without_known_classes_show_pseudo_labels_and_say_so():
+    fig = plots.features(MAP.assign(target=-1))
+    assert fig.axes[2].get_ylabel() == "pseudo-label (true classes unknown)"
+    assert len({tuple(color) for color in fig.axes[0].collections[0].get_facecolors()}) == 3
+
+
+def test_entropies_are_shares_of_the_images_of_each_kind():
+    table = pd.DataFrame({"method": "FixMatch", "entropy": [0.01, 0.01, 0.5, 0.99], "is_known": [True] * 3 + [False]})
+    ax = plots.open_set(table).axes[0]
+    known, unknown = (patch.get_data().values for patch in ax.patches[::2])
+    np.testing.assert_allclose(known[[0, 12]], [2 / 3, 1 / 3])
+    assert unknown[24] == 1 and known.sum() == pytest.approx(1) and unknown.sum() == 1
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["known classes (3)", "unknown classes (1)"]
+    only = plots.open_set(table[:3]).axes[0]
+    assert [text.get_text() for text in only.get_legend().get_texts()] == ["known classes (3)"]
+
+
+def test_figures_of_empty_tables_are_refused():
+    for figure in (plots.training_curves, plots.features, plots.open_set):
+        with pytest.raises(ValueError, match="table has no rows"):
+            figure(MAP[:0])
 
 
 def test_png_is_a_picture_of_the_size_of_the_figure_and_the_same_each_time(runs):

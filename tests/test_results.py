@@ -12,12 +12,18 @@ from dasolib.config import SCHEMA
 from dasolib.methods import LEARNERS
 from dasolib.rebalance import BUILT_IN, REBALANCERS, check_combination
 from dasolib.results import (
+    EARLIER,
     NAMES,
+    STUDY,
     bias_table,
+    confusion_reading,
     format_bias,
+    format_confusion,
     format_estimate,
+    format_runs,
     format_shares,
     format_table,
+    last_tests,
     load_run,
     load_runs,
     method_label,
@@ -26,6 +32,7 @@ from dasolib.results import (
     select,
     share_change,
     share_table,
+    study_runs,
 )
 from tests.hand_made import FINAL, TEST, counts_of, make_run, write_run
 
@@ -160,6 +167,29 @@ def test_a_missing_folder_of_runs_is_refused_and_an_empty_one_is_not(tmp_path):
         load_runs(tmp_path / "absent")
 
 
+def test_runs_of_several_folders_are_read_together_and_counted_by_folder(tmp_path):
+    make_run(tmp_path / "a", seed=1)
+    make_run(tmp_path / "b", seed=0, finished=False)
+    make_run(tmp_path / "b", seed=2)
+    runs = load_runs(tmp_path / "a", tmp_path / "b")
+    assert [run.config["seed"] for run in runs] == [0, 1, 2]
+    assert study_runs(f"{tmp_path / 'a'}, {tmp_path / 'b'}")[1].name == runs[1].name == "1"
+    assert format_runs(runs) == "b: 1 finished and 1 unfinished runs\na: 1 finished and 0 unfinished runs"
+    assert format_runs([]) == "no runs"
+    with pytest.raises(ValueError, match="folder='.*absent' does not exist"):
+        load_runs(tmp_path / "a", tmp_path / "absent")
+
+
+def test_notebooks_show_the_study_and_earlier_runs_until_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("dasolib.results.resolve", lambda path: tmp_path / path)
+    for seed, folder in enumerate(EARLIER):
+        make_run(tmp_path / folder, seed=seed)
+    assert [run.config["seed"] for run in study_runs()] == [0, 1]
+    make_run(tmp_path / STUDY, seed=7)
+    assert [run.config["seed"] for run in study_runs()] == [7]
+    assert [run.config["seed"] for run in study_runs(EARLIER[1])] == [1]
+
+
 def test_select_takes_settings_and_labels(tmp_path):
     runs = [make_run(tmp_path, rebalance="daso", unlabeled=u) for u in ("equal", "reversed")]
     assert select(runs, method="FixMatch + DASO", unlabeled="equal") == runs[:1]
@@ -212,6 +242,13 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
         results_table(runs)
     table = results_table(runs, by=("method", "lr"))
     assert table[["lr", "seeds"]].to_numpy().tolist() == [[0.03, 1], [0.01, 1]]
+
+
+def test_runs_that_each_start_from_a_run_of_their_own_seed_are_averaged(tmp_path):
+    runs = [make_run(tmp_path, seed=seed, method="supervised", rebalance="crt", source=f"runs/source-s{seed}")
+            for seed in (0, 1)]
+    runs = [dataclasses.replace(run, config=run.config | {"taken": seed}) for seed, run in enumerate(runs)]
+    assert results_table(runs)["seeds"].tolist() == [2]
 
 
 def test_two_runs_of_one_seed_are_refused(tmp_path):
@@ -327,6 +364,18 @@ def test_pseudo_labels_left_out_are_added_up_over_seeds(tmp_path):
     table = bias_table([make_run(tmp_path, seed=seed, final=SOME_UNKNOWN) for seed in (0, 1)])
     assert format_bias(table).splitlines()[-1].startswith("FixMatch: 30 of 156 pseudo-labels left out")
     assert "left out" not in format_bias(bias_table([make_run(tmp_path, seed=2)]))
+
+
+def test_confusions_are_those_of_the_last_twenty_evaluations_of_all_seeds(tmp_path):
+    runs = [make_run(tmp_path, seed=0, evaluations=25), make_run(tmp_path, seed=1, evaluations=20, test=BETTER)]
+    np.testing.assert_array_equal(last_tests(runs), 20 * (TEST + BETTER))
+    head, fixmatch, confusions = format_confusion(runs, n_largest=2).splitlines()
+    assert head.split() == ["method", "seeds", "all", "0", "1", "2", "3"]
+    assert fixmatch.split() == "FixMatch 2 72.5 90.0 90.0 80.0 30.0".split()
+    assert confusions == "FixMatch: 70.0 % of class 3 as 0, 20.0 % of class 2 as 0"
+    assert confusion_reading(runs) == ("Reading: FixMatch predicts tail classes for 30.0 % of the test images of the "
+                                       "tail and head classes for 70.0 %.")
+    assert format_confusion([]) == "no finished run" and confusion_reading([]) == "Reading: no finished run."
 
 
 def estimating(run, counts, estimates):

@@ -1,0 +1,348 @@
+"""Runs beside the numbers that the paper prints, a row for each method and a column for each split."""
+
+import string
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from dasolib.config import PRESETS, cpu_settings, make_config, paper_dist_temperature, paper_settings
+from dasolib.evaluation import LAST
+from dasolib.results import BEST, group_summary, plus_minus, select, text_table, with_spread
+from dasolib.run_folder import resolve
+
+SETTING = ("dataset", "unlabeled", "gamma_l", "gamma_u", "n1", "m1")  # what makes a column of the paper's tables
+# Settings that ablations change. A run that does is in no table but theirs.
+ABLATED = ("lambda_align", "fixed_blend", "queue_size", "queue_sizing", "prototypes_from", "ema_train_mode",
+           "proto_temperature", "dist_temperature")
+CELL = [*SETTING, "method", "variant", "measure"]  # what tells cells apart; several tables print the same one
+ARITHMETIC = ("precision", "channels_last", "threads")  # how numbers are rounded makes no run one of another scale
+CONFIDENCE = 0.95  # of the interval around a difference
+FULL_SCALE = "Full scale"  # how the name of the paper's scale begins
+COLUMNS = (
+    "paper: as printed, in %; mean ± sample std over 3 seeds, or a number alone.\n"
+    f"ours, acc.: median of the last {LAST} evaluations of a run; mean over seeds, ± sample std. +LA: with logit "
+    "adjustment at test time.\n"
+    "difference: our number in the measure of the paper's cell minus the paper's, ± half the width of the 95 % "
+    "interval\nof Welch's t for two means; without it where one of them has no std. It holds the scale, where that "
+    "differs.\n-: missing.\n"
+    f"{BEST}"
+)
+OTHER_SCALE = "°: the paper's numbers are of another scale than ours: compare methods with each other, not with these."
+
+
+def settings_text(settings):
+    """Write settings as tables print them.
+
+    Examples
+    --------
+    >>> settings_text({"queue_size": 512, "lambda_align": 0.5, "prototypes_from": "student"})
+    'queue_size = 512, lambda_align = 0.5, prototypes_from = student'
+    """
+    return ", ".join(f"{name} = {value:g}" if isinstance(value, int | float) and not isinstance(value, bool)
+                     else f"{name} = {value}" for name, value in settings.items())
+
+
+def variant(config):
+    """Say in which of the settings that ablations change a run is not as the paper has it; empty for none.
+
+    Parameters
+    ----------
+    config : dict
+        Of a run, or as much of it: the split, and settings of DASO.
+
+    Examples
+    --------
+    >>> variant({"dataset": "cifar10", "unlabeled": "equal", "gamma_l": 100.0, "gamma_u": 100.0, "queue_size": 512})
+    'queue_size = 512'
+    """
+    split = {name: config[name] for name in ("dataset", "unlabeled", "gamma_l", "gamma_u")}
+    paper = paper_settings(split["dataset"], "fixmatch", ("daso",), PRESETS["paper"])
+    paper["dist_temperature"] = paper_dist_temperature(**split)
+    return settings_text({name: config[name] for name in ABLATED if name in config and config[name] != paper[name]})
+
+
+def departures(run):
+    """Return the settings in which a run is not as the paper's preset has them, but for its split and `ABLATED`.
+
+    Parameters
+    ----------
+    run : Run
+        Of a built-in method.
+
+    Returns
+    -------
+    dict of str to tuple
+        Name -> (value of the run, value of the preset); empty for a run at full scale. What only concerns the rounding
+        of numbers is no departure.
+    """
+    given = {name: run.config[name] for name in (*SETTING, "source") if run.config.get(name) is not None}
+    paper = make_config("paper", method=run.config["method"], rebalance=run.config["rebalance"], **given).identity()
+    return {name: (run.config[name], value) for name, value in paper.items()
+            if name in run.config and run.config[name] != value and name not in {"seed", *ARITHMETIC, *ABLATED}}
+
+
+def as_published(runs):
+    """Return the runs in which DASO, if they have it, is as published."""
+    return [run for run in runs if not variant(run.config)]
+
+
+def pick(runs, *, methods=None, **settings):
+    """Return the finished runs of some settings in which DASO is as published.
+
+    Parameters
+    ----------
+    runs : list of Run
+    methods : sequence of str, optional
+        Labels as `dasolib.results.method_label` writes them, which also order the runs; default: all, as they come.
+    **settings
+        As in `dasolib.results.select`.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown.
+    """
+    part = [run for run in as_published(select(runs, **settings)) if run.result is not None]
+    if methods is None:
+        return part
+    return [run for method in methods for run in part if run.label == method]
+
+
+def compare(published, runs, *, seeds=(0, 1, 2)):
+    """Put runs beside the numbers that the paper prints, apart by scale.
+
+    Parameters
+    ----------
+    published : DataFrame
+        From `dasolib.published.table`.
+    runs : list of Run
+        Finished or not; those of other splits, methods or settings are left alone.
+    seeds : sequence of int
+        Which are expected of every cell.
+
+    Returns
+    -------
+    DataFrame
+        A row for each scale and each row of `published`: ``scale``, a text; the columns of `published`; those of
+        `dasolib.results.results_table` for the runs beside it; ``difference``, theirs in ``measure`` minus the
+        published number, and ``difference_error``, half the width of its 95 % interval. That is Welch's for two means,
+        of our seeds and of the published ones, whose standard deviations are taken as printed; NaN where one side has
+        none. Runs at full scale come first. A scale without runs has no rows; without any run all cells are there, at
+        full scale, with what is missing.
+
+    Raises
+    ------
+    ValueError
+        If runs of one cell and scale differ in more than their seed, or two have the same seed.
+    """
+    by_cell = {}
+    for run in runs:
+        key = (run.label, variant(run.config), *(run.config.get(name) for name in SETTING))
+        by_cell.setdefault(key, []).append(run)
+    cells = {True: [], False: []}  # at full scale or not: a cell of the paper, and the runs beside it
+    for cell in published.to_dict("records"):
+        split = (None if pd.isna(cell[name]) else cell[name] for name in SETTING)
+        members = by_cell.get((cell["method"], cell["variant"], *split), [])
+        at_full_scale = [run for run in members if not departures(run)]
+        cells[True].append((cell, at_full_scale))
+        cells[False].append((cell, [run for run in members if run not in at_full_scale]))
+    present = {is_full: [run for _, members in part for run in members] for is_full, part in cells.items()}
+    rows = []
+    for is_full in [is_full for is_full in cells if present[is_full]] or [True]:
+        scale = _scale_name(published["dataset"].unique(), present[is_full], is_full=is_full)
+        for cell, members in cells[is_full]:
+            summary = group_summary(members, seeds)
+            rows.append({"scale": scale, **cell, **summary, **_difference(cell, summary)})
+    return pd.DataFrame(rows)
+
+
+def format_comparison(table):
+    """Text of a `compare` table in percent: for each scale the paper's layout, then every split that has runs.
+
+    Returns
+    -------
+    str
+        Splits are named by letters, which the first lines explain; notes on doubtful published cells stand below.
+        `COLUMNS` says what the columns mean. Methods without runs stand in the paper's layout alone.
+    """
+    letters, marks = _letters(table), _marks(table)
+    blocks = [splits_text(table)]
+    for scale, part in table.groupby("scale", sort=False):
+        blocks.append(f"{scale}\n{text_table(paper_layout(part).reset_index(), gap=2)}")
+        has_runs = (part["seeds"] > 0) | part["missing"].str.contains("unfinished")
+        for split, cells in part[has_runs].groupby(list(SETTING), sort=False, dropna=False):
+            title = f"{letters[_key(split)]}, {scale.partition(':')[0]}"
+            blocks.append(f"{title}\n{text_table(_details(cells, marks), gap=2)}")
+    return "\n\n".join([*blocks, *filter(None, [notes_text(table)])])
+
+
+def splits_text(table):
+    """Say which split each letter of a `paper_layout` stands for, a line each."""
+    return "\n".join(f"{letter}: {_split_text(split)}" for split, letter in _letters(table).items())
+
+
+def notes_text(table):
+    """Explain the marks of a `paper_layout`, a line each; empty without any."""
+    other = [OTHER_SCALE] if any(map(_is_other_scale, table["scale"])) else []
+    return "\n".join([*(f"{mark} {note}" for note, mark in _marks(table).items()), *other])
+
+
+def paper_layout(table):
+    """Lay a `compare` table of one scale out as the paper does: a row for each method, two columns for each split.
+
+    Returns
+    -------
+    DataFrame
+        Index: ``row``. Columns: ``a paper``, ``a ours``, ``b paper``, ...: texts in percent, mean ± sample standard
+        deviation, "-" where there is none. Published numbers are marked as `format_comparison` explains it, and their
+        columns as well where ours are of another scale.
+    """
+    letters, marks, columns = _letters(table), _marks(table), {}
+    for cell in table.to_dict("records"):
+        letter = letters[_key(cell[name] for name in SETTING)]
+        ours = plus_minus(cell[cell["measure"]], cell[f"{cell['measure']}_std"])
+        for title, text in ((_paper_title(cell), _as_printed(cell, marks)), ("ours", ours)):
+            columns.setdefault(f"{letter} {title}", {})[cell["row"]] = text
+    return pd.DataFrame(columns).fillna("-").rename_axis("method")
+
+
+def save_table(table, folder, name):
+    """Write a `compare` table as ``<folder>/<name>.csv``, all its numbers, and ``.tex``; nothing if `folder` is empty.
+
+    The LaTeX file has a ``table`` for each scale, which its caption names, in the layout of `paper_layout`.
+    """
+    if not folder:
+        return
+    path = resolve(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path / f"{name}.csv", index=False)
+    parts = []
+    for scale, part in table.groupby("scale", sort=False):
+        caption = ". ".join([scale, *splits_text(part).splitlines(), *notes_text(part).splitlines()])
+        parts.append(paper_layout(part).reset_index().to_latex(index=False, escape=True, position="htbp",
+                                                               caption=_latex(caption)))
+    text = "\n".join(parts).replace("±", r"$\pm$").replace("°", r"$^\circ$")
+    (path / f"{name}.tex").write_text(text, encoding="utf-8")
+
+
+def daso_pairs(table):
+    """Pair the methods of a `compare` table that differ in DASO alone.
+
+    Returns
+    -------
+    DataFrame
+        A row for each scale, split and method that is there without and with DASO, both as the paper has them:
+        ``scale``, the split, ``method`` without it, and in [0, 1] ``published_gain`` and ``gain``, with DASO minus
+        without it, of the means over seeds; NaN where a run is missing.
+    """
+    plain = table[(table["measure"] == "accuracy") & (table["variant"] == "")]
+    bare = plain.assign(rebalanced=[" + ".join(part for part in label.split(" + ") if part != "DASO")
+                                    for label in plain["method"]])
+    columns = ["scale", *SETTING, "rebalanced"]
+    is_daso = bare["method"] != bare["rebalanced"]
+    pairs = bare[~is_daso].merge(bare[is_daso], on=columns, suffixes=("", "_with"))
+    pairs["published_gain"] = pairs["published_with"] - pairs["published"]
+    pairs["gain"] = pairs["accuracy_with"] - pairs["accuracy"]
+    return pairs[["scale", *SETTING, "method", "published_gain", "gain"]]
+
+
+def reading(*tables):
+    """Say in one line how much of `compare` tables there is, and whether DASO helps in the paper and in our runs."""
+    table = pd.concat(tables, ignore_index=True).drop_duplicates(["scale", *CELL])
+    n_cells, parts = len(table.drop_duplicates(CELL)), []
+    for scale, cells in table[table["seeds"] > 0].groupby("scale", sort=False):
+        text = f"{scale.partition(':')[0]}: finished runs in {len(cells)} of {n_cells} cells"
+        pairs = daso_pairs(cells)
+        if len(pairs):
+            ours, paper = pairs["gain"], pairs["published_gain"]
+            text += (f"; DASO is ahead in {(ours > 0).sum()} of {len(pairs)} pairs, by {100 * ours.mean():+.1f} points "
+                     f"on average; in the paper in {(paper > 0).sum()} of them, by {100 * paper.mean():+.1f}")
+        if not _is_other_scale(scale):
+            text += f"; our numbers minus the paper's are {100 * cells['difference'].mean():+.1f} points on average"
+        parts.append(text)
+    return f"Reading: {'. '.join(parts) or f'no finished run beside the {n_cells} cells of the paper'}."
+
+
+def _difference(cell, summary):
+    """Columns of `compare` on one cell of the paper and the runs beside it."""
+    ours, std, n = summary[cell["measure"]], summary[f"{cell['measure']}_std"], summary["seeds"]
+    errors = np.array([std**2 / n if n else np.nan, cell["published_std"]**2 / cell["published_seeds"]])
+    with np.errstate(invalid="ignore"):  # without any spread there is no number of degrees of freedom
+        freedom = errors.sum()**2 / (errors**2 / np.array([n - 1, cell["published_seeds"] - 1])).sum()
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(errors.sum()))
+    return {"difference": ours - cell["published"], "difference_error": half}
+
+
+def _scale_name(datasets, runs, *, is_full):
+    """Say how large the networks and how long the runs of one scale are, and those of the paper."""
+    paper = _sizes(make_config("paper", dataset=name, method="fixmatch").identity() for name in datasets)
+    if is_full:
+        return f"{FULL_SCALE}: {paper if runs else 'no run yet'}"
+    small = cpu_settings("fixmatch", PRESETS["cpu"])
+    is_cpu = all(run.config.get(name) == small[name] for run in runs for name in ("depth", "width"))
+    name = "CPU scale" if is_cpu else "Other settings than the paper"
+    return f"{name}: {_sizes(run.config for run in runs)}; the paper: {paper}"
+
+
+def _letters(table):
+    """Return the splits of a table, in order, and the letter that stands for each."""
+    splits = dict.fromkeys(_key(row) for row in table[list(SETTING)].itertuples(index=False))
+    return dict(zip(splits, string.ascii_lowercase, strict=False))
+
+
+def _key(split):
+    return tuple(None if pd.isna(value) else value for value in split)
+
+
+def _split_text(split):
+    dataset, unlabeled, *numbers = split
+    numbers = {name: number for name, number in zip(SETTING[2:], numbers, strict=True) if number is not None}
+    return ", ".join([dataset, f"unlabeled classes {unlabeled}", *([settings_text(numbers)] if numbers else [])])
+
+
+def _marks(table):
+    """Return the notes on published cells, in order, and the mark that stands for each."""
+    return {note: f"[{i}]" for i, note in enumerate((note for note in table["note"].unique() if note), 1)}
+
+
+def _as_printed(cell, marks):
+    """Text of a published number with the decimals of the paper, and the mark of its note."""
+    mean, std = 100 * cell["published"], 100 * cell["published_std"]
+    mark = f" {marks[cell['note']]}" if cell["note"] else ""
+    return (f"{mean:.2f}" if np.isnan(std) else f"{mean:.1f} ± {std:.2f}") + mark
+
+
+def _is_other_scale(scale):
+    return not scale.startswith(FULL_SCALE)
+
+
+def _paper_title(cell):
+    return "paper°" if _is_other_scale(cell["scale"]) else "paper"
+
+
+def _latex(text):
+    return text.translate(str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"}))
+
+
+def _details(cells, marks):
+    """Columns of one split of a `compare` table, as text."""
+    shown = pd.DataFrame({"method": cells["row"]})
+    shown[_paper_title(cells.iloc[0])] = [_as_printed(cell, marks) for cell in cells.to_dict("records")]
+    shown["acc."], shown["acc.+LA"] = with_spread(cells, "accuracy"), with_spread(cells, "adjusted")
+    if "last" in set(cells["measure"]):
+        shown["last"] = with_spread(cells, "last")
+    shown["difference"] = [plus_minus(mean, half, sign="+") for mean, half in
+                           zip(cells["difference"], cells["difference_error"], strict=True)]
+    for title, name in (("best*", "accuracy_best"), ("best+LA*", "adjusted_best")):
+        shown[title] = [plus_minus(mean) for mean in cells[name]]
+    shown["seeds"] = cells["seeds"]
+    shown["missing"] = [text or "-" for text in cells["missing"]]
+    return shown
+
+
+def _sizes(configs):
+    """List the different sizes of runs; a network without a name is a WideResNet."""
+    return " or ".join(dict.fromkeys(
+        "{}, {batch_size} labeled images a step, {total_steps:,} steps".format(
+            config.get("network") or f"WRN-{config['depth']}-{config['width']}", **config) for config in configs))

@@ -1,0 +1,212 @@
+"""What the evaluated network of a run says of single images: features as a map, and the entropy of predictions."""
+
+import numpy as np
+import pandas as pd
+from sklearn.manifold import TSNE
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+
+from dasolib.results import groups_of, load_run, plus_minus, text_table
+from dasolib.run_folder import resolve
+
+FILE = "outputs.npz"  # of a run folder; not among the small files that are committed
+NEIGHBOURS = 10
+
+
+def runs_with_outputs(folders):
+    """Read finished runs that still have their outputs.
+
+    Parameters
+    ----------
+    folders : str
+        Run folders, separated by commas, relative to the project; those that are absent, unfinished or without outputs
+        are left out.
+
+    Returns
+    -------
+    list of tuple
+        (run, dict of str to ndarray): a `dasolib.results.Run` and the arrays of `dasolib.evaluation.outputs`.
+    """
+    found = []
+    for folder in (resolve(name.strip()) for name in folders.split(",") if name.strip()):
+        if (folder / "result.json").exists() and (folder / FILE).exists():
+            with np.load(folder / FILE, allow_pickle=False) as arrays:
+                found.append((load_run(folder), {name: arrays[name] for name in arrays.files}))
+    return found
+
+
+def format_outputs(found, folders):
+    """Text on the runs of `runs_with_outputs`, or on what there is to do where there are none."""
+    if not found:
+        return (f"No run with {FILE} in {folders}: the file is written at the end of a run and is not committed. The "
+                "commands above make such runs.")
+    return "\n".join(f"{run.label} on {run.config['dataset']}, unlabeled classes {run.config['unlabeled']}, seed "
+                     f"{run.config['seed']}: {len(arrays['unlabeled_target']):,} unlabeled images"
+                     for run, arrays in found)
+
+
+def feature_map(run, arrays, *, n_images, seed=0):
+    """Map stored features to the plane by t-SNE, and say how well they separate the classes.
+
+    Parameters
+    ----------
+    run : dasolib.results.Run
+    arrays : dict of str to ndarray
+        Its outputs.
+    n_images : int
+        At most so many of the stored features, drawn with `seed`.
+    seed : int
+        Also of t-SNE.
+
+    Returns
+    -------
+    DataFrame
+        A row for each image: ``method``; ``x`` and ``y``, which have no unit; ``target``, its true class, -1 where
+        unknown, and ``label``, its final pseudo-label; ``group``, "head", "medium" or "tail" by labeled frequency, ""
+        where the class is unknown; ``neighbours``, the share of its 10 nearest images among these, by cosine
+        similarity of the features, that are of its class, NaN where that is unknown.
+
+    Raises
+    ------
+    ValueError
+        If the run has no unlabeled images, or fewer than three of them are to be mapped.
+    """
+    if "feats" not in arrays:
+        raise ValueError(f"run {run.name} has no unlabeled images, and therefore no features")
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(len(arrays["feats"]))[:n_images])
+    if len(rows) < 3:
+        raise ValueError(f"n_images={n_images}: at least 3 are needed, and run {run.name} has {len(arrays['feats'])}")
+    feats = arrays["feats"][rows].astype(np.float32)
+    feats /= np.linalg.norm(feats, axis=1, keepdims=True).clip(min=1e-12)
+    images = arrays["feats_row"][rows]
+    target, label = arrays["unlabeled_target"][images], arrays["final"][images].argmax(axis=1)
+    place = TSNE(init="pca", perplexity=min(30, (len(rows) - 1) / 3), random_state=seed).fit_transform(feats)
+    near = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(rows) - 1)).fit(feats).kneighbors(return_distance=False)
+    same = (target[near] == target[:, None]).mean(axis=1)
+    group_of = {k: group for group, classes in groups_of(run).items() for k in classes}
+    return pd.DataFrame({"method": run.label, "x": place[:, 0], "y": place[:, 1], "target": target, "label": label,
+                         "group": [group_of.get(k, "") for k in target],
+                         "neighbours": np.where(target >= 0, same, np.nan)})
+
+
+def neighbour_table(maps):
+    """Mean share of an image's nearest neighbours that are of its class, in [0, 1].
+
+    Parameters
+    ----------
+    maps : list of DataFrame
+        From `feature_map`, one for each run.
+
+    Returns
+    -------
+    DataFrame
+        A row for each map: ``method``, ``images``, ``known``, of known class, and the means over these for ``head``,
+        ``medium``, ``tail`` and ``all``; NaN where there are none.
+    """
+    rows = []
+    for table in maps:
+        known = table[table["target"] >= 0]
+        means = known.groupby("group")["neighbours"].mean()
+        rows.append({"method": table["method"].iloc[0], "images": len(table), "known": len(known)}
+                    | {group: means.get(group, np.nan) for group in ("head", "medium", "tail")}
+                    | {"all": known["neighbours"].mean()})
+    return pd.DataFrame(rows)
+
+
+def format_features(maps):
+    """Text of a `neighbour_table` in percent."""
+    return _in_percent(neighbour_table(maps)) + (
+        f"\nhead to all: how many of an image's {NEIGHBOURS} nearest neighbours, by cosine similarity of the features, "
+        "are of its class, in %;\na mean over the images mapped whose class is known.")
+
+
+def features_reading(maps):
+    """Say in one line how well the features of each run separate the classes."""
+    lines = [f"{row['method']}: of the nearest neighbours of an image {plus_minus(row['all'])} % are of its class, in "
+             f"the tail {plus_minus(row['tail'])} %" for row in neighbour_table(maps).to_dict("records")]
+    return f"Reading: {'; '.join(lines) or 'no run with stored features'}."
+
+
+def entropy_table(run, arrays, *, kind="linear"):
+    """Entropy of the prediction for each unlabeled image, and whether its class is known.
+
+    Parameters
+    ----------
+    run : dasolib.results.Run
+    arrays : dict of str to ndarray
+        Its outputs.
+    kind : {"linear", "semantic", "final"}
+        Which prediction: the classifier's, the prototypes' or the final pseudo-label.
+
+    Returns
+    -------
+    DataFrame
+        ``method``; ``entropy`` in [0, 1], as a share of that of the uniform distribution; ``confidence``, the largest
+        probability; ``is_known``.
+
+    Raises
+    ------
+    ValueError
+        If the run has no such prediction.
+    """
+    if kind not in arrays:
+        choices = ", ".join(name for name in ("linear", "semantic", "final") if name in arrays) or "none"
+        raise ValueError(f"kind={kind!r}: run {run.name} has {choices}")
+    probs = arrays[kind].astype(np.float64)
+    terms = np.where(probs > 0, probs * np.log(probs.clip(min=1e-300)), 0)
+    return pd.DataFrame({"method": run.label, "entropy": -terms.sum(axis=1) / np.log(probs.shape[1]),
+                         "confidence": probs.max(axis=1), "is_known": arrays["unlabeled_target"] >= 0})
+
+
+def open_set_table(tables, thresholds):
+    """Tell images of known from those of unknown classes by the entropy of their predictions.
+
+    Parameters
+    ----------
+    tables : list of DataFrame
+        From `entropy_table`, one for each run.
+    thresholds : list of float or None
+        Confidence from which each run learns a pseudo-label; None for a run that learns all.
+
+    Returns
+    -------
+    DataFrame
+        A row for each run: ``method``, ``known`` and ``unknown``, numbers of images; mean ``entropy known`` and
+        ``unknown``; ``confident known`` and ``unknown``, shares that are learned; ``auroc``, the chance that an image
+        of unknown class has the higher entropy. All in [0, 1]; NaN where there is no image of a kind.
+    """
+    rows = []
+    for table, threshold in zip(tables, thresholds, strict=True):
+        kinds = {"known": table[table["is_known"]], "unknown": table[~table["is_known"]]}
+        has_both = all(len(images) for images in kinds.values())
+        rows.append(
+            {"method": table["method"].iloc[0]} | {name: len(images) for name, images in kinds.items()}
+            | {f"entropy {name}": images["entropy"].mean() for name, images in kinds.items()}
+            | {f"confident {name}": (images["confidence"] >= (threshold or 0)).mean() if len(images) else np.nan
+               for name, images in kinds.items()}
+            | {"auroc": roc_auc_score(~table["is_known"], table["entropy"]) if has_both else np.nan})
+    return pd.DataFrame(rows)
+
+
+def format_open_set(table):
+    """Text of an `open_set_table` in percent."""
+    return _in_percent(table)
+
+
+def open_set_reading(table):
+    """Say in one line how well entropy tells images of unknown classes from those of known ones."""
+    lines = [f"{row['method']}: entropy {plus_minus(row['entropy known'])} % for known and "
+             f"{plus_minus(row['entropy unknown'])} % for unknown classes, which it tells apart in "
+             f"{plus_minus(row['auroc'])} % of pairs; {plus_minus(row['confident unknown'])} % of the unknown ones are "
+             "learned with confidence" for row in table.to_dict("records")]
+    return f"Reading: {'; '.join(lines) or 'no run with stored predictions'}."
+
+
+def _in_percent(table):
+    """Text of a table whose numbers but whole ones are shares."""
+    shown = table.copy()
+    for name in table.columns:
+        if pd.api.types.is_float_dtype(table[name]):
+            shown[name] = [plus_minus(value) for value in table[name]]
+    return text_table(shown, gap=2)

@@ -1,0 +1,269 @@
+"""How sure it is what a study says: intervals over seeds, paired where methods share splits, and orders of methods."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from dasolib.comparison import SETTING, as_published, variant
+from dasolib.results import check_same_study, plus_minus, text_table
+
+LEVEL = 0.95  # of every interval
+RESAMPLES = 9999
+SIZE = ("network", "depth", "width", "batch_size", "total_steps")  # runs that differ in it are of another scale
+INTERVALS = (
+    "[ ]: 95 % percentile bootstrap over seeds; too narrow for few of them, below four at most from the smallest\n"
+    "number to the largest. ±: sample std over seeds. -: too few seeds."
+)
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds, and how sure it is; what one seed cannot say is NaN."""
+
+    mean: float
+    std: float  # sample standard deviation
+    low: float  # ends of the interval of the mean
+    high: float
+    seeds: int
+
+
+class Group(NamedTuple):
+    """What runs have in common that differ in their seeds alone."""
+
+    split: tuple  # values of `dasolib.comparison.SETTING`
+    size: tuple  # values of `SIZE`
+    label: str
+    variant: str
+
+
+def estimate(values):
+    """Mean, sample standard deviation and bootstrap interval of the mean.
+
+    Parameters
+    ----------
+    values : sequence of float
+        One for each seed.
+
+    Returns
+    -------
+    Estimate
+        With the 95 % percentile bootstrap's interval, always of the same draws.
+
+    Examples
+    --------
+    >>> found = estimate([0.5, 0.6, 0.7])
+    >>> [round(float(number), 3) for number in found]
+    [0.6, 0.1, 0.5, 0.7, 3.0]
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return Estimate(float(values.mean()) if len(values) else np.nan, np.nan, np.nan, np.nan, len(values))
+    low, high = np.quantile(values[_draws(len(values))].mean(axis=1), _ends())
+    return Estimate(float(values.mean()), float(values.std(ddof=1)), float(low), float(high), len(values))
+
+
+def best_gaps(runs):
+    """How much higher the best evaluation of a run is than the median of its last 20, for each method.
+
+    Parameters
+    ----------
+    runs : list of dasolib.results.Run
+        Unfinished ones are left out, and so are those in which DASO is not as published.
+
+    Returns
+    -------
+    DataFrame
+        A row for each data set, unlabeled classes and method, in the order of `runs`: those three, and an `Estimate` of
+        the gap, in [0, 1]. The best is over all evaluations, of which those along the way may be on a part of the test
+        images.
+
+    Raises
+    ------
+    ValueError
+        If runs of one group differ in more than their seed, or two have the same seed.
+    """
+    rows = []
+    for group, by_seed in _groups(as_published(runs)).items():
+        gaps = [run.result["plain"]["best"] - run.result["plain"]["accuracy"] for run in by_seed.values()]
+        rows.append((*group.split[:2], group.label, *estimate(gaps)))
+    return pd.DataFrame(rows, columns=["dataset", "unlabeled", "method", *Estimate._fields])
+
+
+def paired_changes(runs, measure="plain"):
+    """Say what DASO, and each changed setting of it, does to the accuracy: differences of runs on the same split.
+
+    Parameters
+    ----------
+    runs : list of dasolib.results.Run
+        Unfinished ones are left out.
+    measure : {"plain", "adjusted"}
+        Without or with logit adjustment at test time.
+
+    Returns
+    -------
+    DataFrame
+        A row for each pair of which both have finished runs, in the order of `runs`: ``dataset``, ``unlabeled``,
+        ``method`` without the change, ``change``, and an `Estimate` of the difference in [0, 1] over the seeds that
+        both have. A method with DASO is compared with the same without it; one with changed settings with DASO as
+        published.
+
+    Raises
+    ------
+    ValueError
+        If runs of one group differ in more than their seed, or two have the same seed.
+    """
+    groups, rows = _groups(runs), []
+    for group, by_seed in groups.items():
+        without = " + ".join(part for part in group.label.split(" + ") if part != "DASO")
+        before = group._replace(variant="") if group.variant else group._replace(label=without)
+        base = groups.get(before, {})
+        common = sorted(by_seed.keys() & base.keys())
+        if common and before != group:
+            first, second = ([each[seed].result[measure]["accuracy"] for seed in common] for each in (base, by_seed))
+            rows.append((*group.split[:2], before.label, group.variant or "+ DASO",
+                         *estimate(np.subtract(second, first))))
+    return pd.DataFrame(rows, columns=["dataset", "unlabeled", "method", "change", *Estimate._fields])
+
+
+def order_agreement(published, runs):
+    """Whether methods come in the same order in our runs as in the paper: Spearman's rank correlation.
+
+    Parameters
+    ----------
+    published : DataFrame
+        Cells of the paper of one split, from `dasolib.published.table`.
+    runs : list of dasolib.results.Run
+        Of one split and scale, which need not be the published ones. Unfinished runs are left out, and so are those in
+        which DASO is not as published.
+
+    Returns
+    -------
+    dict
+        ``methods`` and ``seeds``, how many are compared: the methods that are in both, on the seeds that all of them
+        have; ``correlation`` of their means in [-1, 1], and ``low`` and ``high``, its 95 % interval: our seeds are
+        drawn anew, the same for all methods, and the published means from normal distributions with their standard
+        errors. It says how sure the order of these methods is, not what others would do. NaN with fewer than three
+        methods, the interval with fewer than two seeds.
+    """
+    cells = published[(published["measure"] == "accuracy") & (published["variant"] == "")]
+    cells = cells.drop_duplicates("method").set_index("method")
+    ours = {group.label: by_seed for group, by_seed in _groups(as_published(runs)).items()
+            if group.label in cells.index}
+    seeds = sorted(set.intersection(*map(set, ours.values()))) if ours else []
+    found = {"methods": len(ours), "seeds": len(seeds), "correlation": np.nan, "low": np.nan, "high": np.nan}
+    if len(ours) < 3 or not seeds:
+        return found
+    accuracy = np.array([[by_seed[seed].result["plain"]["accuracy"] for seed in seeds]
+                         for by_seed in ours.values()])  # (methods, seeds)
+    paper = cells.loc[list(ours)]
+    found["correlation"] = float(stats.spearmanr(accuracy.mean(axis=1), paper["published"]).statistic)
+    if len(seeds) > 1:
+        error = (paper["published_std"] / paper["published_seeds"]**0.5).fillna(0).to_numpy()
+        printed = np.random.default_rng(1).normal(paper["published"], error, (RESAMPLES, len(error)))
+        drawn = accuracy[:, _draws(len(seeds))].mean(axis=2).T
+        found["low"], found["high"] = np.nanquantile(_rank_correlations(drawn, printed), _ends()).tolist()
+    return found
+
+
+def order_table(published, runs):
+    """`order_agreement` for each data set and each kind of unlabeled classes that the paper has.
+
+    Parameters
+    ----------
+    published : DataFrame
+        Cells of one data set of the paper, with one split for each kind of unlabeled classes.
+    runs : list of dasolib.results.Run
+        Of any data sets.
+
+    Returns
+    -------
+    DataFrame
+        ``dataset`` and ``unlabeled`` of our runs, and what `order_agreement` returns; the cells of the paper beside
+        them are those of the same unlabeled classes.
+    """
+    groups = {}
+    for run in runs:
+        groups.setdefault((run.config["dataset"], run.config["unlabeled"]), []).append(run)
+    rows = [{"dataset": dataset, "unlabeled": unlabeled}
+            | order_agreement(published[published["unlabeled"] == unlabeled], members)
+            for (dataset, unlabeled), members in groups.items()]
+    return pd.DataFrame(rows)
+
+
+def format_estimates(table):
+    """Text of `best_gaps` or `paired_changes`, in percentage points."""
+    if table.empty:
+        return "no finished runs to compare"
+    shown = table[[name for name in table.columns if name not in Estimate._fields]].copy()
+    shown["points"] = [plus_minus(mean, std, sign="+") for mean, std in zip(table["mean"], table["std"], strict=True)]
+    shown["interval"] = [_interval(low, high, scale=100, digits=1)
+                         for low, high in zip(table["low"], table["high"], strict=True)]
+    shown["seeds"] = table["seeds"]
+    return text_table(shown, gap=2)
+
+
+def format_orders(table):
+    """Text of an `order_table`."""
+    if table.empty:
+        return "no finished runs to compare"
+    shown = table[["dataset", "unlabeled", "methods", "seeds"]].copy()
+    shown["rank correlation"] = ["-" if np.isnan(value) else f"{value:+.2f}" for value in table["correlation"]]
+    shown["interval"] = [_interval(low, high, scale=1, digits=2)
+                         for low, high in zip(table["low"], table["high"], strict=True)]
+    return text_table(shown, gap=2)
+
+
+def reading(gaps, changes, orders):
+    """Say in one line what the three tables of a study come to."""
+    parts = []
+    if len(gaps):
+        low, middle, high = (100 * gaps["mean"].quantile([0, 0.5, 1])).tolist()
+        parts.append(f"the best evaluation of a run is {low:.1f} to {high:.1f} points above the median of its last 20, "
+                     f"by method, {middle:.1f} in the middle")
+    for change, part in changes.groupby("change", sort=False):
+        n_above, n_below = (part["low"] > 0).sum(), (part["high"] < 0).sum()
+        mean = 100 * part["mean"].mean()
+        parts.append(f"{change}: {(part['mean'] > 0).sum()} of {len(part)} differences are above 0, {mean:+.1f} points "
+                     f"on average; intervals above 0: {n_above}, below: {n_below}")
+    for row in orders.to_dict("records"):
+        if not np.isnan(row["correlation"]):
+            parts.append(f"order of {row['methods']} methods on {row['dataset']}, {row['unlabeled']}: rank correlation "
+                         f"with the paper {row['correlation']:+.2f} "
+                         f"{_interval(row['low'], row['high'], scale=1, digits=2)}".removesuffix(" -"))
+    return f"Reading: {'; '.join(parts) or 'no finished runs'}."
+
+
+def _groups(runs):
+    """Finished runs by what they have in common, then by seed."""
+    groups = {}
+    for run in runs:
+        if run.result is not None:
+            size = tuple(run.config.get(name) for name in SIZE)
+            group = Group(tuple(run.config.get(name) for name in SETTING), size, run.label, variant(run.config))
+            by_seed = groups.setdefault(group, {})
+            for other in by_seed.values():
+                check_same_study(other, run)
+            by_seed[run.config["seed"]] = run
+    return groups
+
+
+def _draws(n):
+    """Rows (RESAMPLES, n) of a bootstrap, always the same."""
+    return np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+
+
+def _ends():
+    return (1 - LEVEL) / 2, (1 + LEVEL) / 2
+
+
+def _rank_correlations(one, other):
+    """Spearman's correlation of each row of two arrays (n, methods); NaN where all of a row are equal."""
+    a, b = (stats.rankdata(values, axis=1) for values in (one, other))
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+
+
+def _interval(low, high, *, scale, digits):
+    return "-" if np.isnan(low) else f"[{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"

@@ -1,0 +1,131 @@
+"""Intervals over seeds, paired differences, and orders of methods: against scipy, and worked by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dasolib import published
+from dasolib.statistics import (
+    best_gaps,
+    estimate,
+    format_estimates,
+    format_orders,
+    order_agreement,
+    order_table,
+    paired_changes,
+)
+from tests.hand_made import TEST, make_run
+from tests.test_comparison import paper_run
+from tests.test_results import BETTER
+
+MAIN = published.main_columns()
+EQUAL = MAIN[MAIN["unlabeled"] == "equal"]
+WORSE = np.array([[6, 4, 0, 0], [2, 8, 0, 0], [4, 0, 6, 0], [10, 0, 0, 0]])  # 20 of 40 right; TEST 26, BETTER 32
+
+
+def test_an_estimate_has_scipys_percentile_bootstrap():
+    """Up to the chance of 9,999 draws each."""
+    values = [0.61, 0.65, 0.66, 0.72, 0.8]
+    found = estimate(values)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=9999).confidence_interval
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    assert found.mean == pytest.approx(0.688) and found.std == pytest.approx(np.std(values, ddof=1))
+    assert estimate(values) == found and found.seeds == 5
+
+
+def test_few_seeds_say_as_little_as_they_can():
+    assert estimate([0.5]).mean == 0.5 and np.isnan(estimate([0.5])[1:4]).all()
+    assert np.isnan(estimate([])[:4]).all() and estimate([]).seeds == 0
+    assert estimate([0.5, 0.7])[2:4] == (0.5, 0.7)
+
+
+def test_daso_is_compared_on_the_seeds_of_both(tmp_path):
+    """On seeds 0 and 1: .8 - .65 and .5 - .8; seed 2 has no run without DASO, seed 3 none with it."""
+    runs = [paper_run(tmp_path, seed=0), paper_run(tmp_path, seed=1, test=BETTER), paper_run(tmp_path, seed=3),
+            paper_run(tmp_path, seed=0, rebalance="daso", test=BETTER),
+            paper_run(tmp_path, seed=1, rebalance="daso", test=WORSE), paper_run(tmp_path, seed=2, rebalance="daso")]
+    (row,) = paired_changes(runs).to_dict("records")
+    assert (row["dataset"], row["unlabeled"], row["method"], row["change"]) == ("cifar10", "equal", "FixMatch",
+                                                                                "+ DASO")
+    assert (row["mean"], row["low"], row["high"], row["seeds"]) == pytest.approx((-0.075, -0.3, 0.15, 2))
+    assert row["std"] == pytest.approx(0.45 / 2**0.5)
+
+
+def test_a_changed_setting_is_compared_with_daso_as_published(tmp_path):
+    runs = [paper_run(tmp_path / "a", rebalance="la,daso"), paper_run(tmp_path / "b", rebalance="la"),
+            paper_run(tmp_path / "c", rebalance="la,daso", ema_train_mode=False, test=BETTER)]
+    assert paired_changes(runs)[["method", "change", "mean"]].to_numpy().tolist() == [
+        ["FixMatch + LA", "+ DASO", 0.0],
+        ["FixMatch + LA + DASO", "ema_train_mode = False", pytest.approx(0.15)]]
+
+
+@pytest.mark.parametrize("settings", [{"unlabeled": "reversed"}, {"n1": 400}, {"total_steps": 5000},
+                                      {"preset": "paper"}, {"finished": False}])
+def test_runs_of_another_split_or_scale_and_unfinished_ones_are_no_pair(tmp_path, settings):
+    runs = [paper_run(tmp_path / "a"), paper_run(tmp_path / "b", rebalance="daso", **settings)]
+    assert paired_changes(runs).empty
+    assert format_estimates(paired_changes(runs)) == "no finished runs to compare"
+
+
+def test_runs_of_one_group_are_the_same_but_for_the_seed(tmp_path):
+    for settings, message in (({}, "have the same seed"), ({"seed": 1, "lr": 0.01}, "differ in lr")):
+        with pytest.raises(ValueError, match=message):
+            paired_changes([paper_run(tmp_path / message), paper_run(tmp_path / f"{message} too", **settings)])
+
+
+def test_the_gap_is_best_minus_median_of_each_run(tmp_path):
+    runs = [paper_run(tmp_path, seed=seed) for seed in (0, 1)]
+    for run, best in zip(runs, (0.7, 0.75), strict=True):
+        run.result["plain"]["best"] = best
+    (row,) = best_gaps([*runs, paper_run(tmp_path / "other", seed=5, finished=False)]).to_dict("records")
+    assert (row["method"], row["seeds"]) == ("FixMatch", 2)
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx((0.075, 0.05, 0.1))
+
+
+def test_estimates_are_printed_in_points(tmp_path):
+    runs = [make_run(tmp_path, seed=0), make_run(tmp_path, seed=1),
+            make_run(tmp_path, seed=0, rebalance="daso", test=BETTER), make_run(tmp_path, seed=1, rebalance="daso")]
+    head, line = format_estimates(paired_changes(runs)).splitlines()
+    assert head.split() == ["dataset", "unlabeled", "method", "change", "points", "interval", "seeds"]
+    assert line.split() == "mnist5k reversed FixMatch + DASO +7.5 ± 10.6 [+0.0, +15.0] 2".split()
+
+
+def ranked_runs(folder, orders):
+    """FixMatch, with LA and with DASO; for each seed the tests that they get."""
+    return [paper_run(folder, seed=seed, rebalance=rebalance, test=test) for seed, tests in enumerate(orders)
+            for rebalance, test in zip(("", "la", "daso"), tests, strict=True)]
+
+
+def test_the_order_of_methods_is_compared_with_the_papers(tmp_path):
+    """In the paper FixMatch 77.5 < DASO 79.1 < LA 82.0, so far apart that printed errors move them seldom."""
+    same = order_agreement(EQUAL, ranked_runs(tmp_path / "a", [(WORSE, BETTER, TEST)] * 3))
+    assert (same["methods"], same["seeds"], same["correlation"], same["high"]) == (3, 3, 1, 1)
+    assert same["low"] == 0.5  # where DASO and FixMatch are drawn in the other order
+    opposite = order_agreement(EQUAL, ranked_runs(tmp_path / "b", [(BETTER, WORSE, TEST)] * 3))
+    assert (opposite["correlation"], opposite["low"]) == (-1, -1)
+
+
+def test_the_interval_of_the_order_widens_where_our_seeds_disagree(tmp_path):
+    runs = ranked_runs(tmp_path, [(WORSE, BETTER, TEST), (WORSE, BETTER, TEST), (BETTER, WORSE, TEST)])
+    found = order_agreement(EQUAL, runs)
+    assert (found["low"], found["high"]) == (-1, 1)
+
+
+def test_methods_are_compared_on_the_seeds_of_all_of_them(tmp_path):
+    runs = ranked_runs(tmp_path, [(WORSE, BETTER, TEST)]) + [paper_run(tmp_path / "more", seed=1)]
+    found = order_agreement(EQUAL, runs)
+    assert (found["methods"], found["seeds"], found["correlation"]) == (3, 1, 1) and np.isnan(found["low"])
+    few = order_agreement(EQUAL, runs[:2])
+    assert few["methods"] == 2 and np.isnan(few["correlation"])
+    assert order_agreement(EQUAL, [])["methods"] == 0
+
+
+def test_every_data_set_is_compared_with_the_column_of_its_unlabeled_classes(tmp_path):
+    digits = [make_run(tmp_path / "digits", unlabeled="reversed", rebalance=rebalance, test=test)
+              for rebalance, test in (("", TEST), ("daso", BETTER), ("darp", WORSE), ("la", TEST))]
+    table = order_table(MAIN, ranked_runs(tmp_path, [(WORSE, BETTER, TEST)]) + digits)
+    assert table[["dataset", "unlabeled", "methods"]].to_numpy().tolist() == [
+        ["cifar10", "equal", 3], ["mnist5k", "reversed", 3]]  # the paper has no LA with reversed classes
+    assert table["correlation"].tolist() == pytest.approx([1, 0.5])  # 71.8 < 80.0 < 80.3
+    assert format_orders(table).splitlines()[2].split() == ["mnist5k", "reversed", "3", "1", "+0.50", "-"]
+    assert format_orders(order_table(MAIN, [])) == "no finished runs to compare"
