@@ -23,6 +23,7 @@ COUNTED = ("pseudo_labels", "test", "test_adjusted")  # what an evaluation count
 COUNTS = "pseudo_labels.npz"
 COUNTS_SO_FAR = "pseudo_labels"  # folder of the same in training, a file for each evaluation
 PACKAGES = ("torch", "torchvision", "numpy", "daso-study")
+LOCK = ".lock"  # file in a run folder; whoever has its lock owns the folder
 
 
 def project_root():
@@ -124,6 +125,23 @@ def environment(device, threads):
     }
 
 
+def take_lock(file):
+    """Take the lock that a file stands for, unless another process has it.
+
+    Returns
+    -------
+    file object or None
+        Open as long as the lock is held; the kernel drops it when its owner dies. None: another process has it.
+    """
+    lock = open(file, "a")  # noqa: SIM115 - held as long as the lock is
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
 class RunFolder:
     """The folder of one run, owned by one process at a time; a context manager.
 
@@ -158,13 +176,11 @@ class RunFolder:
         """Check that the folder is free for this run, and take it."""
         self._check_record()  # before anything is written
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held as long as the folder is owned
+        self._lock = take_lock(self.path / LOCK)
+        if self._lock is None:
+            raise ValueError(f"run_dir={self.path}: another process is working in this folder")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when its owner dies
             self._check_record()  # again: another process may have come first
-        except BlockingIOError:
-            self._lock.close()
-            raise ValueError(f"run_dir={self.path}: another process is working in this folder") from None
         except ValueError:
             self._lock.close()
             raise

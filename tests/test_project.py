@@ -30,8 +30,9 @@ def ranges(requirements):
     return found
 
 
-DECLARED = ranges(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
-OPTIONAL = ranges(PROJECT["optional-dependencies"]["benchmarks"])  # need not be installed, so in no environment
+EXTRAS = PROJECT["optional-dependencies"]
+DECLARED = ranges(PROJECT["dependencies"] + EXTRAS["test"])
+OPTIONAL = ranges(EXTRAS["benchmarks"])  # need not be installed, so in no environment
 
 
 def lock_lines():
@@ -43,9 +44,14 @@ def test_environment_yml_has_the_names_and_ranges_of_pyproject():
     entries = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     assert entries[-2:] == ["pip", {"pip": ["-e ."]}]
     conda = ranges(entries[:-2])
-    conda["torch"] = conda.pop("pytorch")  # conda-forge's name
+    for name, on_conda in {"torch": "pytorch", "ray": "ray-core"}.items():  # conda-forge's names
+        conda[name] = conda.pop(on_conda)
     assert str(conda.pop("python")) == PROJECT["requires-python"]
     assert conda == DECLARED
+
+
+def test_the_tests_install_ray():
+    assert ranges(EXTRAS["ray"]) == {"ray": DECLARED["ray"]}
 
 
 def test_lock_pins_every_declared_package_inside_its_range():

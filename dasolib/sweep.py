@@ -1,0 +1,257 @@
+"""A grid of runs through papermill, on this machine or a Ray cluster: what is finished stays, what is missing is run.
+
+    python -m dasolib.sweep studies/FILE.yaml [--dry-run] [--jobs N | --seeds-per-device N]
+                            [--engine ray --address ADDRESS]
+
+A run lies in ``runs/<study>/<name of the run>/``, with its executed notebook. Interrupt a sweep at any time: the same
+command goes on. Two sweeps can work on one study at once, and leave each other's runs alone.
+"""
+
+import argparse
+import signal
+import sys
+import time
+import warnings
+
+from dasolib.config import available_cores
+from dasolib.cost import START_SECONDS, estimate
+from dasolib.data import DATASETS
+from dasolib.grid import load_grid
+from dasolib.launch import BUSY, LOG, Local, is_in_work, local_slots, notebook_parameters, papermill_command
+from dasolib.progress import Board, is_finished, last_record, share_done
+from dasolib.run_folder import resolve
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def sweep(runs, engine, board):
+    """Run what is missing of a grid; whoever interrupts it finds all runs stopped.
+
+    Parameters
+    ----------
+    runs : list of dasolib.grid.GridRun
+    engine : Local or dasolib.cluster.Cluster
+    board : dasolib.progress.Board
+
+    Returns
+    -------
+    dict
+        GridRun -> what went wrong, of the runs that failed or wait for one that did.
+    """
+    waiting = [run for run in runs if not is_finished(run.folder)]
+    done = {run.folder for run in runs} - {run.folder for run in waiting}
+    running, elsewhere, failed = {}, [], {}
+    try:
+        while waiting or running:
+            for run, job in list(running.items()):
+                outcome = job.poll()
+                if outcome is None:
+                    continue
+                del running[run]
+                if outcome == BUSY:
+                    waiting.insert(0, run)
+                elif outcome:
+                    failed[run] = outcome
+                    board.say(f"failed {run.name}: {outcome}")
+                else:
+                    done.add(run.folder)
+                    board.finished(run, "finished")
+            failed_folders = {run.folder for run in failed}
+            for run in list(waiting):
+                if is_finished(run.folder):
+                    done.add(run.folder)
+                    waiting.remove(run)
+                    board.finished(run, "finished elsewhere")
+                elif run.after in failed_folders:
+                    failed[run] = f"not started, as it needs {run.after.name}, which failed"
+                    waiting.remove(run)
+                elif not engine.has_room():
+                    break
+                elif run.after is None or run.after in done:
+                    job = engine.start(run)
+                    if job is not None:
+                        running[run] = job
+                        waiting.remove(run)
+                        board.say(f"started {run.name}", always=False)
+                    elif run not in elsewhere:
+                        elsewhere.append(run)
+                        board.say(f"another process works on {run.name}; waiting for it", always=False)
+            elsewhere = [run for run in elsewhere if run in waiting]
+            board.show(list(running), elsewhere, len(failed))
+            if waiting or running:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+    finally:
+        for job in running.values():
+            job.stop()
+        for job in running.values():
+            job.wait()
+    return failed
+
+
+def describe(grid, gflops=None, n_jobs=1):
+    """Text of a dry run: every run of a grid, its state, what it would cost, and what that estimate rests on."""
+    missing = [run for run in grid.runs if not is_finished(run.folder)]
+    estimates, basis = estimate([run.config for run in missing], grid.folder, gflops)
+    estimates = dict(zip([run.name for run in missing], estimates, strict=True))
+    fields = {name for run in grid.runs for name in run.given} - {"dataset", "method", "rebalance", "seed", "source"}
+    varying = [name for name in grid.runs[0].config.model_dump() if name in fields
+               and len({getattr(run.config, name) for run in grid.runs}) > 1]
+    lines, seconds, flop, n_interrupted = [], 0, 0, 0
+    for run in grid.runs:
+        if run.name in estimates:
+            left = 1 - share_done(run)
+            seconds += left * estimates[run.name].seconds
+            flop += left * estimates[run.name].flop
+            record = last_record(run.folder)
+            n_interrupted += record is not None
+            state = f"step {record['step']:,} of {run.config.total_steps:,}" if record else "missing"
+            state = f"in work, {state}" if is_in_work(run.folder) else state
+            cost = _duration(left * estimates[run.name].seconds)
+        else:
+            state, cost = "finished", "-"
+        settings = " ".join(f"{name}={getattr(run.config, name)}" for name in varying)
+        lines.append(f"{state:30} {cost:>8}  {run.name}  {settings}".rstrip())
+    n_measured = sum(each.measured for each in estimates.values())
+    lines += [
+        "", f"{grid.name}: {len(grid.runs)} runs in {grid.folder}: {len(grid.runs) - len(missing)} finished, "
+        f"{n_interrupted} interrupted, {len(missing) - n_interrupted} missing"]
+    if missing:
+        lines += [
+            f"To do: {_duration(seconds)} one run after the other"
+            + (f", {_duration(seconds / n_jobs)} with {n_jobs} at a time" if n_jobs > 1 else "")
+            + f"; {flop / 1e15:,.3g} PFLOP in the networks",
+            f"Estimated {n_measured} from finished runs that differ in the seed alone, {len(missing) - n_measured} "
+            f"from their arithmetic at {basis}; {START_SECONDS} s each for the start"]
+        try:
+            check_data(missing)
+        except ValueError as error:
+            lines.append(f"Not to be started as it is: {error}")
+    return "\n".join(lines)
+
+
+def _duration(seconds):
+    """Write seconds for people.
+
+    Examples
+    --------
+    >>> _duration(40), _duration(700), _duration(12345)
+    ('40 s', '12 min', '3.4 h')
+    """
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.0f} min" if seconds < 3600 else (
+        f"{seconds / 3600:,.1f} h")
+
+
+def check_data(runs):
+    """Refuse a data set that is neither a name nor an existing path, before anything starts.
+
+    Raises
+    ------
+    ValueError
+        Naming it and the choices.
+    """
+    for dataset in sorted({run.config.dataset for run in runs}):
+        if dataset not in DATASETS and not resolve(dataset).exists():
+            raise ValueError(f"dataset={dataset!r}: choose from {', '.join(DATASETS)}, or the path of an .npz file or "
+                             f"of a folder; there is no {resolve(dataset)}")
+
+
+def _positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+def parse_arguments(arguments):
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m dasolib.sweep", description=__doc__.split("\n\n")[0],
+                                     epilog="Exit code: 0 all finished, 1 a run failed, 2 bad input, 130 interrupted.")
+    parser.add_argument("file", metavar="FILE", help="a grid, such as studies/cpu_wide.yaml")
+    parser.add_argument("--runs", default="runs", metavar="DIR",
+                        help="folder of studies, relative to the project (default runs)")
+    how_many = parser.add_mutually_exclusive_group()
+    how_many.add_argument("--jobs", type=_positive, metavar="N",
+                          help="runs at a time, each with an N-th of the cores (default 1, or one on each GPU)")
+    how_many.add_argument("--seeds-per-device", type=_positive, metavar="N", help="runs at a time on each GPU")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster")
+    parser.add_argument("--address", help="of the Ray cluster (default: the one this machine belongs to)")
+    parser.add_argument("--dry-run", action="store_true", help="print the grid and what it would cost; start nothing")
+    parser.add_argument("--gflops", type=_positive, metavar="N",
+                        help="with --dry-run: GFLOP/s, where no finished run tells")
+    given = parser.parse_args(arguments)
+    if given.address is not None and given.engine != "ray":
+        parser.error(f"--address {given.address}: goes with --engine ray")
+    if given.jobs is not None and given.engine == "ray":
+        parser.error(f"--jobs {given.jobs}: goes with --engine local; a Ray cluster runs as many as it has room for")
+    if given.gflops is not None and not given.dry_run:
+        parser.error(f"--gflops {given.gflops}: goes with --dry-run")
+    return given
+
+
+def report(grid, failed):
+    """Text at the end: how many runs are finished, and of those that failed why, and where to read more."""
+    n_finished = sum(is_finished(run.folder) for run in grid.runs)
+    lines = [f"{grid.name}: {n_finished} of {len(grid.runs)} runs are finished in {grid.folder}"]
+    if failed:
+        lines.append(f"{len(failed)} failed:")
+        for run, text in failed.items():
+            log = run.folder / LOG
+            lines += [f"  {run.name}", f"    {text}"] + ([f"    {log}"] if log.exists() else [])
+    return "\n".join(lines)
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
+def main(arguments=None, command=papermill_command):
+    """Run a grid; return the exit code.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Default: those of the command line.
+    command : callable
+        As of `Local`.
+    """
+    given = parse_arguments(arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # each run says it again
+            grid = load_grid(given.file, given.runs)
+        if given.engine == "ray":
+            slots = [{}]
+        else:
+            slots = local_slots(given.jobs, given.seeds_per_device)
+        if given.dry_run:
+            print(describe(grid, given.gflops, len(slots)))
+            return 0
+        check_data([run for run in grid.runs if not is_finished(run.folder)])
+        for run in grid.runs:
+            notebook_parameters(run, 1)
+        if given.engine == "ray":
+            from dasolib.cluster import Cluster  # Ray is an optional dependency
+
+            engine = Cluster(given.address, given.seeds_per_device)
+        else:
+            engine = Local(slots, max(1, available_cores() // len(slots)), command)
+    except ValueError as error:
+        print(f"python -m dasolib.sweep: error: {error}", file=sys.stderr)
+        return 2
+    board = Board(grid.runs)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a scheduler takes the machine back, a terminal is closed
+        if signal.getsignal(number) is not signal.SIG_IGN:  # which nohup asks for
+            signal.signal(number, _interrupt)  # only now: Ray, too, sets a handler
+    try:
+        failed = sweep(grid.runs, engine, board)
+    except KeyboardInterrupt:
+        board.close()
+        print("interrupted; nothing is lost, and the same command goes on", file=sys.stderr)
+        return 130
+    board.close()
+    print(report(grid, failed))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

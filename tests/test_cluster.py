@@ -1,0 +1,139 @@
+"""A sweep on a real Ray cluster of two nodes, both on this computer."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dasolib import cluster, sweep
+from dasolib.grid import load_grid
+from dasolib.launch import SWEEP_LOCK
+from dasolib.progress import last_record
+from dasolib.run_folder import take_lock
+
+ROOT = Path(__file__).resolve().parents[1]
+# Longer runs than tests need otherwise: a node must be lost in the middle of one.
+GRID = """
+name: study
+preset: cpu
+common: {dataset: mnist5k, method: fixmatch, total_steps: 240, batch_size: 4, eval_steps: 8, eval_images: 100}
+runs:
+- rebalance: ["", daso, la]
+"""
+DEADLINE = 600  # seconds that the test waits for what must happen
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.1)
+
+
+def step_of(run):
+    return (last_record(run.folder) or {"step": 0})["step"]
+
+
+@pytest.fixture
+def grid(tmp_path):
+    (tmp_path / "grid.yaml").write_text(GRID)
+    return tmp_path / "grid.yaml"
+
+
+@pytest.fixture
+def nodes():
+    """Two nodes with a core each, of which the second can be lost."""
+    pytest.importorskip("ray", reason="Ray is not installed; it is the optional extra 'ray'")
+    from ray.cluster_utils import Cluster
+
+    memory = {"object_store_memory": 80 * 2 ** 20}
+    both = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **memory})
+    both.add_node(num_cpus=1, **memory)
+    yield both
+    both.shutdown()
+
+
+@pytest.mark.slow
+def test_runs_of_a_lost_node_go_on_elsewhere_and_every_result_arrives(grid, nodes):
+    runs = load_grid(grid, grid.parent / "runs").runs
+    command = [sys.executable, "-m", "dasolib.sweep", grid, "--runs", grid.parent / "runs", "--engine", "ray",
+               "--address", nodes.address]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_until(lambda: sum(step_of(run) > 0 for run in runs) == 2)  # one on each node
+        half_done = [run for run in runs if step_of(run)]
+        assert max(step_of(run) for run in half_done) < 240
+        lost = [node for node in nodes.worker_nodes]
+        nodes.remove_node(*lost, allow_graceful=False)
+        printed, _ = process.communicate(timeout=DEADLINE)
+    finally:
+        process.kill()
+    assert process.returncode == 0, printed
+    assert "study: 3 of 3 runs are finished in " in printed
+    starts = [[start["from_step"] for start in json.loads((run.folder / "environment.json").read_text())["starts"]]
+              for run in runs]
+    assert sorted(map(len, starts)) == [1, 1, 2]  # nothing but the lost run was begun twice
+    assert all(steps[0] == 0 < steps[-1] for steps in starts if len(steps) > 1)
+    for run in runs:
+        assert json.loads((run.folder / "result.json").read_text())["steps"] == 240
+        assert "Reading: " in (run.folder / "train.ipynb").read_text()
+
+
+@pytest.mark.slow
+def test_a_cluster_runs_what_it_can_and_says_what_it_cannot(grid, nodes, tmp_path, capsys):
+    ray = pytest.importorskip("ray")
+    grid.write_text(GRID.replace("240", "8").replace('["", daso, la]', '["", la]').replace("batch_size: 4", "n1: 10"))
+    options = [str(grid), "--runs", str(tmp_path / "runs"), "--engine", "ray", "--address", nodes.address]
+    try:
+        assert sweep.main([*options, "--seeds-per-device", "2"]) == 2
+        assert "--seeds-per-device 2: this Ray cluster has no GPU; a run takes 1 CPU core" in capsys.readouterr().err
+        ray.shutdown()
+        assert sweep.main(options) == 1
+        printed = capsys.readouterr().out
+        assert "2 failed:" in printed and printed.count("ValueError: class ") == 4
+        for run in load_grid(grid, tmp_path / "runs").runs:
+            assert "would have no labeled image" in (run.folder / "sweep.log").read_text()
+    finally:
+        ray.shutdown()
+
+
+def test_without_a_cluster_at_the_address_nothing_starts(grid, tmp_path, capsys):
+    pytest.importorskip("ray", reason="Ray is not installed; it is the optional extra 'ray'")
+    options = [str(grid), "--runs", str(tmp_path / "runs"), "--engine", "ray", "--address", "127.0.0.1:1"]
+    assert sweep.main(options) == 2
+    assert "--address 127.0.0.1:1: no Ray cluster there: " in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_ray_the_engine_is_refused_and_nothing_else_needs_it(grid, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cluster, "ray", None)
+    assert sweep.main([str(grid), "--runs", str(tmp_path / "runs"), "--engine", "ray"]) == 2
+    assert "--engine ray: Ray is not installed; pip install -e '.[ray]'" in capsys.readouterr().err
+    code = "import sys, dasolib.sweep; print('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_task_leaves_a_run_alone_that_another_process_has(grid, tmp_path):
+    run = load_grid(grid, tmp_path / "runs").runs[0]
+    run.folder.mkdir(parents=True)
+    with take_lock(run.folder / SWEEP_LOCK):
+        assert cluster.train(str(run.folder), {}) == cluster.BUSY
+    (run.folder / "result.json").write_text("{}")
+    assert cluster.train(str(run.folder), {}) == ""
+
+
+def test_the_commands_of_the_page_on_clusters_are_those_of_a_sweep():
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    commands = re.findall(r"python -m dasolib\.sweep (studies/.*?)(?:['\"]?)$", text, re.M)
+    assert len(commands) == 4
+    for command in commands:
+        given = sweep.parse_arguments(shlex.split(command))
+        assert given.engine == "ray" and (ROOT / given.file).exists()
+    (job,) = re.findall("```yaml\n(.*?)```", text, re.S)
+    assert yaml.safe_load(job)["kind"] == "RayJob"
