@@ -42,12 +42,15 @@ def predict(net, images, normalize):
     logits : Tensor of shape (N, K)
     """
     device = next(net.parameters()).device
-    parts = images.split(PREDICT_BATCH[device.type])
-    was_training = net.training
+    was_training, feats, done = net.training, None, 0
     net.eval()
-    # From the host, a part is copied while a GPU works on the one before.
-    sent = (ready_for(part, device).to(device, non_blocking=True) for part in parts)
-    feats = torch.cat([net.features(normalize(part)) for part in sent])
+    for part in images.split(PREDICT_BATCH[device.type]):
+        # From the host, a part is copied while a GPU works on the one before.
+        part = net.features(normalize(ready_for(part, device).to(device, non_blocking=True)))
+        if feats is None:  # once for all: small results between large temporaries would leave holes in the memory
+            feats = part.new_empty(len(images), part.shape[1])
+        feats[done:done + len(part)] = part
+        done += len(part)
     net.train(was_training)
     return feats, net.predict(feats)
 
