@@ -8,7 +8,7 @@ from scipy import stats
 
 from dasolib.config import PRESETS, cpu_settings, make_config, paper_dist_temperature, paper_settings
 from dasolib.evaluation import LAST
-from dasolib.results import BEST, group_summary, plus_minus, select, text_table, with_spread
+from dasolib.results import BEST, check_same_study, group_summary, plus_minus, select, text_table, with_spread
 from dasolib.run_folder import resolve
 
 SETTING = ("dataset", "unlabeled", "gamma_l", "gamma_u", "n1", "m1")  # what makes a column of the paper's tables
@@ -101,12 +101,16 @@ def pick(runs, *, methods=None, **settings):
     Raises
     ------
     ValueError
-        If a setting is unknown.
+        If a setting is unknown, or runs of one method differ in more than their seed: settings that differ choose them.
     """
     part = [run for run in as_published(select(runs, **settings)) if run.result is not None]
-    if methods is None:
-        return part
-    return [run for method in methods for run in part if run.label == method]
+    if methods is not None:
+        part = [run for method in methods for run in part if run.label == method]
+    for i, run in enumerate(part):
+        for other in part[:i]:
+            if other.label == run.label:
+                check_same_study(other, run)
+    return part
 
 
 def compare(published, runs, *, seeds=(0, 1, 2)):

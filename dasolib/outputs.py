@@ -2,10 +2,12 @@
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.manifold import TSNE
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
+from dasolib.pseudo_labels import confident_labels
 from dasolib.results import groups_of, load_run, plus_minus, text_table
 from dasolib.run_folder import resolve
 
@@ -142,8 +144,8 @@ def entropy_table(run, arrays, *, kind="linear"):
     Returns
     -------
     DataFrame
-        ``method``; ``entropy`` in [0, 1], as a share of that of the uniform distribution; ``confidence``, the largest
-        probability; ``is_known``.
+        ``method``; ``entropy`` in [0, 1], as a share of that of the uniform distribution; ``is_confident``, whether the
+        run would learn the label: at or above its threshold, or always in a method without one; ``is_known``.
 
     Raises
     ------
@@ -155,36 +157,34 @@ def entropy_table(run, arrays, *, kind="linear"):
         raise ValueError(f"kind={kind!r}: run {run.name} has {choices}")
     probs = arrays[kind].astype(np.float64)
     terms = np.where(probs > 0, probs * np.log(probs.clip(min=1e-300)), 0)
+    mask = confident_labels(torch.from_numpy(probs), run.config.get("threshold", 0))[1]
     return pd.DataFrame({"method": run.label, "entropy": -terms.sum(axis=1) / np.log(probs.shape[1]),
-                         "confidence": probs.max(axis=1), "is_known": arrays["unlabeled_target"] >= 0})
+                         "is_confident": mask.numpy() == 1, "is_known": arrays["unlabeled_target"] >= 0})
 
 
-def open_set_table(tables, thresholds):
+def open_set_table(tables):
     """Tell images of known from those of unknown classes by the entropy of their predictions.
 
     Parameters
     ----------
     tables : list of DataFrame
         From `entropy_table`, one for each run.
-    thresholds : list of float or None
-        Confidence from which each run learns a pseudo-label; None for a run that learns all.
 
     Returns
     -------
     DataFrame
         A row for each run: ``method``, ``known`` and ``unknown``, numbers of images; mean ``entropy known`` and
-        ``unknown``; ``confident known`` and ``unknown``, shares that are learned; ``auroc``, the chance that an image
-        of unknown class has the higher entropy. All in [0, 1]; NaN where there is no image of a kind.
+        ``unknown``; ``confident known`` and ``unknown``, shares that would be learned; ``auroc``, the chance that an
+        image of unknown class has the higher entropy. All in [0, 1]; NaN where there is no image of a kind.
     """
     rows = []
-    for table, threshold in zip(tables, thresholds, strict=True):
+    for table in tables:
         kinds = {"known": table[table["is_known"]], "unknown": table[~table["is_known"]]}
         has_both = all(len(images) for images in kinds.values())
         rows.append(
             {"method": table["method"].iloc[0]} | {name: len(images) for name, images in kinds.items()}
             | {f"entropy {name}": images["entropy"].mean() for name, images in kinds.items()}
-            | {f"confident {name}": (images["confidence"] >= (threshold or 0)).mean() if len(images) else np.nan
-               for name, images in kinds.items()}
+            | {f"confident {name}": images["is_confident"].mean() for name, images in kinds.items()}
             | {"auroc": roc_auc_score(~table["is_known"], table["entropy"]) if has_both else np.nan})
     return pd.DataFrame(rows)
 

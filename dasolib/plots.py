@@ -383,7 +383,7 @@ def training_curves(table):
             ax.set_title(f"{part} classes")
         for ax in axes[-1]:
             ax.set(xlabel="step", xlim=(0, table["step"].max()), ylim=(0, 1))
-            ax.xaxis.set_major_locator(MaxNLocator(4))
+            ax.xaxis.set_major_locator(MaxNLocator(3))  # no label at the right end, where the next panel begins
         axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
         _legend_above(fig, axes[0, 0], table.groupby("method", sort=False)["seed"].nunique())
     return fig

@@ -613,7 +613,7 @@ def check_same_study(one, other):
         here, there = one.config.get(name), other.config.get(name)
         if here != there:
             raise ValueError(f"runs {one.name} and {other.name} are in one group and differ in {name}: {here!r}, "
-                             f"{there!r}; leave one out, or add {name} to by")
+                             f"{there!r}; leave one out, or tell them apart by {name}")
 
 
 def group_summary(runs, seeds):

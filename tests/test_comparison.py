@@ -12,6 +12,7 @@ from dasolib.comparison import (
     departures,
     format_comparison,
     paper_layout,
+    pick,
     reading,
     save_table,
     variant,
@@ -121,6 +122,17 @@ def test_a_variant_is_what_differs_from_the_papers_daso():
     assert variant(split | {"dist_temperature": 1.5, "ema_train_mode": False}) == (
         "ema_train_mode = False, dist_temperature = 1.5")
     assert variant(split | {"unlabeled": "equal", "dist_temperature": 1.5}) == ""
+
+
+def test_finished_runs_are_picked_in_the_order_of_the_methods(tmp_path):
+    runs = [paper_run(tmp_path, seed=0), paper_run(tmp_path, seed=1), paper_run(tmp_path, rebalance="la"),
+            paper_run(tmp_path / "other", rebalance="daso", queue_size=64), paper_run(tmp_path, seed=2, finished=False)]
+    assert pick(runs, methods=["FixMatch + LA", "FixMatch"], dataset="cifar10") == [runs[2], runs[0], runs[1]]
+    assert pick(runs) == runs[:3] and pick(runs, unlabeled="reversed") == []
+    mixed = [*runs, paper_run(tmp_path / "mixed", seed=3, n1=500)]
+    with pytest.raises(ValueError, match="differ in n1: 1500, 500; leave one out, or tell them apart by n1"):
+        pick(mixed)
+    assert pick(mixed, n1=500) == mixed[-1:]
 
 
 def test_without_runs_every_cell_is_there_and_missing():

@@ -1,5 +1,7 @@
 """What is read from stored outputs: maps of features and entropies, on arrays made by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -94,7 +96,7 @@ def test_maps_of_nothing_are_refused(run, clusters):
 def test_entropy_is_a_share_of_that_of_the_uniform_distribution(run):
     table = entropy_table(run, arrays_of([0, 1, -1], [CERTAIN, [0.5, 0.5, 0, 0], UNSURE]))
     assert table["entropy"].tolist() == pytest.approx([0, 0.5, 1])
-    assert table["confidence"].tolist() == [1, 0.5, 0.25] and table["is_known"].tolist() == [True, True, False]
+    assert table["is_confident"].tolist() == [True, False, False] and table["is_known"].tolist() == [True, True, False]
     with pytest.raises(ValueError, match="kind='semantic': run run has linear, final"):
         entropy_table(run, arrays_of([0], [CERTAIN]), kind="semantic")
 
@@ -102,17 +104,19 @@ def test_entropy_is_a_share_of_that_of_the_uniform_distribution(run):
 def test_entropy_tells_unknown_classes_from_known_ones_as_far_as_it_does(run):
     """Entropies 0, .5 of known and 1, 0 of unknown classes: of four pairs two right, one tie, one wrong."""
     table = entropy_table(run, arrays_of([0, 1, -1, -1], [CERTAIN, [0.5, 0.5, 0, 0], UNSURE, CERTAIN]))
-    (row,) = open_set_table([table], [0.95]).to_dict("records")
+    (row,) = open_set_table([table]).to_dict("records")
     assert (row["known"], row["unknown"], row["auroc"]) == (2, 2, pytest.approx(2.5 / 4))
     assert (row["entropy known"], row["entropy unknown"]) == pytest.approx((0.25, 0.5))
     assert (row["confident known"], row["confident unknown"]) == (0.5, 0.5)
-    assert open_set_table([table], [None])["confident known"].tolist() == [1]  # a method that learns every pseudo-label
-    assert format_open_set(open_set_table([table], [0.95])).splitlines()[1].split() == (
+    no_threshold = dataclasses.replace(run, config={name: value for name, value in run.config.items()
+                                                    if name != "threshold"})
+    assert entropy_table(no_threshold, arrays_of([0], [UNSURE]))["is_confident"].all()  # it learns every pseudo-label
+    assert format_open_set(open_set_table([table])).splitlines()[1].split() == (
         "FixMatch 2 2 25.0 50.0 50.0 50.0 62.5".split())
 
 
 def test_where_all_classes_are_known_there_is_nothing_to_tell_apart(run):
-    summary = open_set_table([entropy_table(run, arrays_of([0, 1], [CERTAIN, UNSURE]))], [0.95])
+    summary = open_set_table([entropy_table(run, arrays_of([0, 1], [CERTAIN, UNSURE]))])
     assert np.isnan(summary[["auroc", "entropy unknown", "confident unknown"]]).all(axis=None)
     assert "entropy 50.0 % for known and - % for unknown classes" in open_set_reading(summary)
-    assert open_set_reading(open_set_table([], [])) == "Reading: no run with stored predictions."
+    assert open_set_reading(open_set_table([])) == "Reading: no run with stored predictions."

@@ -73,7 +73,7 @@ def test_the_order_of_the_front_page_names_notebooks_that_exist():
 
 
 def test_an_unknown_notebook_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="names has 'cifar11_lt'; choose from add_your_own"):
+    with pytest.raises(ValueError, match="names has 'cifar11_lt'; choose from ablations, add_your_own"):
         report.build(tmp_path / "report", ["cifar11_lt"])
     assert not (tmp_path / "report").exists()
 

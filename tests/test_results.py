@@ -238,7 +238,7 @@ def test_absent_and_unfinished_runs_are_named_and_never_averaged(tmp_path):
 
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
     runs = [make_run(tmp_path, seed=0), make_run(tmp_path, seed=1, lr=0.01)]
-    with pytest.raises(ValueError, match="differ in lr: 0.03, 0.01; leave one out, or add lr to by"):
+    with pytest.raises(ValueError, match="differ in lr: 0.03, 0.01; leave one out, or tell them apart by lr"):
         results_table(runs)
     table = results_table(runs, by=("method", "lr"))
     assert table[["lr", "seeds"]].to_numpy().tolist() == [[0.03, 1], [0.01, 1]]
