@@ -155,8 +155,9 @@ class Job:
         self._give_back()
 
     def _give_back(self):
-        self.lock.close()
-        self.engine.free.append(self.slot)
+        if not self.lock.closed:
+            self.lock.close()
+            self.engine.free.append(self.slot)
 
 
 def local_slots(jobs, seeds_per_device):

@@ -64,11 +64,10 @@ def shortened(name, width):
     Examples
     --------
     >>> shortened("cifar10-fixmatch-daso-s0-1a2b3c4d", 24), shortened("mnist5k-fixmatch", 24)
-    ('cifar10-f…e-s0-1a2b3c4d', 'mnist5k-fixmatch        ')
+    ('cifar10-fix…-s0-1a2b3c4d', 'mnist5k-fixmatch        ')
     """
-    width = max(width, 16)
-    end = 13
-    return name.ljust(width) if len(name) <= width else f"{name[:width - end - 2]}…{name[-end:]}".ljust(width)
+    width, end = max(width, 16), len("-s0-1a2b3c4d")
+    return name.ljust(width) if len(name) <= width else f"{name[:width - end - 1]}…{name[-end:]}"
 
 
 class Board:

@@ -215,10 +215,9 @@ def main(arguments=None, command=papermill_command):
         As of `Local`.
     """
     given = parse_arguments(arguments)
+    warnings.filterwarnings("ignore", "pretrain_steps=")  # the run itself will say it
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # each run says it again
-            grid = load_grid(given.file, given.runs)
+        grid = load_grid(given.file, given.runs)
         if given.engine == "ray":
             slots = [{}]
         else:
