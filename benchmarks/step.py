@@ -270,7 +270,7 @@ def format_numbers(numbers):
     lines += ["plain: fp32, channels first, from torch's public pieces. of convolutions: of their rate alone.", "",
               "bf16, channels_last: share of the step"]
     lines += [f"{section:48} {share:6.1%}" for section, share in numbers["profile"].items()]
-    return "\n".join([*lines, f"{'outside the network: all but the first word':48} {numbers['outside_network']:6.1%}"])
+    return "\n".join([*lines, f"{'outside the network, together':48} {numbers['outside_network']:6.1%}"])
 
 
 def main():
