@@ -21,7 +21,10 @@ STUDY = {("cifar10", "reversed"): (0,), ("cifar10", "equal"): (0,), ("mnist5k", 
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S)
             for line in block.splitlines()]
 RUN_BY_CI = ("make quickstart", "make test")  # .ci/run
-RUN_ELSEWHERE = ("python -m benchmarks.methods --rounds 1",)  # tests/test_benchmarks.py
+RUN_ELSEWHERE = (
+    "python -m benchmarks.methods --rounds 1",  # tests/test_benchmarks.py
+    "python -m dasolib.sweep studies/table1.yaml --jobs 4",  # a smaller grid: tests/test_sweep.py
+)
 OF_THE_SHELL = ("source .venv/bin/activate", "mkdir -p runs/first runs/photos runs/paper")
 
 
