@@ -176,8 +176,7 @@ RULES = {
     "MixUp": ("mixup.py:mixup", is_mixture, {"pseudo_labels.py:blend"}),
     "alignment": ("rebalance/distribution_alignment.py:DistributionAlignment.align", is_quotient_with_eps,
                   {"rebalance/darp.py:class_scale"}),  # of column sums
-    "confidence mask": ("pseudo_labels.py:confident_labels", is_threshold,
-                        {"outputs.py:open_set_table"}),  # of stored predictions
+    "confidence mask": ("pseudo_labels.py:confident_labels", is_threshold, set()),
     "masked loss": ("losses.py:cross_entropy", is_call_of("F.cross_entropy", "F.nll_loss", "F.binary_cross_entropy"),
                     {"losses.py:ldam_loss"}),  # a mean over weights
     "cosine similarity": ("pseudo_labels.py:semantic_logits", is_call_of("F.normalize", "F.cosine_similarity"), set()),
