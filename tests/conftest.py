@@ -1,9 +1,13 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from torchvision.models import ResNet34_Weights, resnet34
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so would the children to which tests send one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def golden_folders():
