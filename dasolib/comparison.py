@@ -16,7 +16,8 @@ SETTING = ("dataset", "unlabeled", "gamma_l", "gamma_u", "n1", "m1")  # what mak
 ABLATED = ("lambda_align", "fixed_blend", "queue_size", "queue_sizing", "prototypes_from", "ema_train_mode",
            "proto_temperature", "dist_temperature")
 CELL = [*SETTING, "method", "variant", "measure"]  # what tells cells apart; several tables print the same one
-ARITHMETIC = ("precision", "channels_last", "threads")  # how numbers are rounded makes no run one of another scale
+# How numbers are rounded makes no run one of another scale.
+ARITHMETIC = ("precision", "channels_last", "compile", "threads")
 CONFIDENCE = 0.95  # of the interval around a difference
 FULL_SCALE = "Full scale"  # how the name of the paper's scale begins
 COLUMNS = (

@@ -106,7 +106,8 @@ def test_a_large_network_trained_otherwise_is_not_at_full_scale(tmp_path):
 
 def test_departures_are_what_is_not_as_in_the_papers_preset(tmp_path):
     assert departures(paper_run(tmp_path / "a", preset="paper", seed=5)) == {}
-    assert departures(paper_run(tmp_path / "b", preset="paper", precision="bf16", channels_last=True)) == {}
+    assert departures(paper_run(tmp_path / "b", preset="paper", precision="bf16", channels_last=True,
+                                compile=True)) == {}
     assert departures(paper_run(tmp_path / "c", preset="paper", rebalance="daso", queue_size=64)) == {}
     assert departures(paper_run(tmp_path / "d", preset="paper", lr=0.01)) == {"lr": (0.01, 0.03)}
     crt = paper_run(tmp_path / "e", preset="paper", method="supervised", rebalance="crt", source="runs/any")
