@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dasolib.config import PRESETS, cpu_settings, make_config, paper_dist_temperature, paper_settings
+from dasolib.config import PRESETS, YOUNGER, cpu_settings, make_config, paper_dist_temperature, paper_settings
 from dasolib.evaluation import LAST
 from dasolib.results import BEST, check_same_study, group_summary, plus_minus, select, text_table, with_spread
 from dasolib.run_folder import resolve
@@ -79,8 +79,9 @@ def departures(run):
     """
     given = {name: run.config[name] for name in (*SETTING, "source") if run.config.get(name) is not None}
     paper = make_config("paper", method=run.config["method"], rebalance=run.config["rebalance"], **given).identity()
-    return {name: (run.config[name], value) for name, value in paper.items()
-            if name in run.config and run.config[name] != value and name not in {"seed", *ARITHMETIC, *ABLATED}}
+    there = YOUNGER | run.config
+    return {name: (there[name], value) for name, value in (YOUNGER | paper).items()
+            if name in there and there[name] != value and name not in {"seed", *ARITHMETIC, *ABLATED}}
 
 
 def as_published(runs):

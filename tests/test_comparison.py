@@ -109,6 +109,7 @@ def test_departures_are_what_is_not_as_in_the_papers_preset(tmp_path):
     assert departures(paper_run(tmp_path / "b", preset="paper", precision="bf16", channels_last=True,
                                 compile=True)) == {}
     assert departures(paper_run(tmp_path / "c", preset="paper", rebalance="daso", queue_size=64)) == {}
+    assert departures(paper_run(tmp_path / "n", preset="paper", network="resnet34")) == {"network": ("resnet34", "wrn")}
     assert departures(paper_run(tmp_path / "d", preset="paper", lr=0.01)) == {"lr": (0.01, 0.03)}
     crt = paper_run(tmp_path / "e", preset="paper", method="supervised", rebalance="crt", source="runs/any")
     assert departures(crt) == {} and crt.config["total_steps"] == 100_000
