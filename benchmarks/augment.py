@@ -58,7 +58,7 @@ def ours(kind):
     def make_views(images):
         n, _, height, width = images.shape
         if kind == "weak":
-            views = weak_view(images, draw_weak(n, generator=generator))
+            views = weak_view(images, draw_weak(n, generator=generator), memory_format=torch.channels_last)
         else:
             views = strong_view(images, draw_strong(n, height, width, generator=generator))
         return normalize(views, MEAN, STD, memory_format=torch.channels_last)

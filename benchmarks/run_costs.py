@@ -110,7 +110,7 @@ def measure_evaluation(rounds):
         best = max(rates, key=rates.get)
         ratio = statistics.median(mine / theirs for mine, theirs in zip(evaluated, forward[best], strict=True))
         rows.append({"network": name, "images": size["images"], "evaluated_per_s": statistics.median(evaluated),
-                     "forward_per_s": rates, "best_batch": best, "ratio": ratio})
+                     "forward_per_s": {str(batch): rate for batch, rate in rates.items()}, "best_batch": best, "ratio": ratio})
     return rows
 
 
@@ -233,7 +233,7 @@ def format_costs(costs):
     """Text of the tables."""
     lines = [f"{'evaluation':10} {'images':>7} {'evaluated/s':>12} {'forward/s':>10} {'at batch':>9} {'ratio':>6}"]
     lines += [f"{row['network']:10} {row['images']:7} {row['evaluated_per_s']:12.0f} "
-              f"{row['forward_per_s'][row['best_batch']]:10.0f} {row['best_batch']:9} {row['ratio']:6.2f}"
+              f"{row['forward_per_s'][str(row['best_batch'])]:10.0f} {row['best_batch']:9} {row['ratio']:6.2f}"
               for row in costs["evaluation"]]
     lines.append(f"\n{'checkpoint':10} {'classes':>7} {'MiB':>6} {'step ms':>8} {'handed over ms':>15} {'stall ms':>9} "
                  f"{'in place ms':>12} {'stall in steps':>15}")

@@ -255,7 +255,7 @@ def draw_strong(n, height, width, *, generator, flip=True, pad=PAD):
 # --- views, on the device --------------------------------------------------------------------------------------------
 
 
-def weak_view(images, draws, *, pad=PAD):
+def weak_view(images, draws, *, pad=PAD, memory_format=torch.contiguous_format):
     """Flip, then crop from the image padded by reflection.
 
     Parameters
@@ -266,6 +266,8 @@ def weak_view(images, draws, *, pad=PAD):
         Choices for these N images.
     pad : int
         Width of the reflected border in pixels, the one given to `draw_weak`; 0 <= pad < min(H, W).
+    memory_format : torch.memory_format
+        ``torch.contiguous_format`` or ``torch.channels_last``; `normalize` is fastest to the same format.
 
     Returns
     -------
@@ -275,8 +277,8 @@ def weak_view(images, draws, *, pad=PAD):
     Raises
     ------
     ValueError
-        If `images` is no such batch, `pad` has no reflection, or a draw is on a device, of another shape or out of
-        range.
+        If `images` is no such batch, `pad` has no reflection, `memory_format` is none of the above, or a draw is on a
+        device, of another shape or out of range.
 
     Examples
     --------
@@ -288,15 +290,24 @@ def weak_view(images, draws, *, pad=PAD):
     n, c, h, w = _check_images(images)
     if not 0 <= pad < min(h, w):
         raise ValueError(f"pad must be in 0..{min(h, w) - 1} to be reflected in images of {h} x {w}, got {pad}")
-    flip = _host("flip", draws.flip, (n,), 0, 1).astype(bool)
+    flip = _host("flip", draws.flip, (n,), 0, 1).astype(np.int64)
     dy = _host("dy", draws.dy, (n,), 0, 2 * pad)
     dx = _host("dx", draws.dx, (n,), 0, 2 * pad)
+    _check_memory_format(memory_format)
 
-    rows, cols = _reflected(h, pad)[dy], _reflected(w, pad)[dx]
-    cols = np.where(flip[:, None], w - 1 - cols, cols)
-    # The flat position of each pixel's source is the same in every channel: one gather does flip and crop.
-    source = _send(rows * w, images.device).view(n, 1, h, 1) + _send(cols, images.device).view(n, 1, 1, w)
-    return _gather_pixels(images, source)
+    # Where each pixel comes from in the flat batch is the sum of what its row and what its column say, so that one
+    # selection flips, crops and puts the channels into their places.
+    narrow = np.int32 if images.numel() < 2**31 else np.int64  # half the memory
+    rows = (_reflected(h, pad) * w).astype(narrow)[dy]
+    cols = np.stack([_reflected(w, pad), w - 1 - _reflected(w, pad)]).astype(narrow)[flip, dx]
+    planes = np.arange(0, images.numel(), h * w, dtype=narrow).reshape(n, c)
+    if memory_format == torch.channels_last:
+        rows, cols = (planes[:, :1] + rows)[:, :, None], (cols[:, :, None] + planes[:1]).reshape(n, 1, w * c)
+    else:
+        rows, cols = (planes[:, :, None] + rows[:, None]).reshape(n, c * h, 1), cols[:, None]
+    rows, cols = _send(rows, images.device), _send(cols, images.device)
+    view = images.reshape(-1).index_select(0, (rows + cols).view(-1))
+    return view.view(n, h, w, c).movedim(3, 1) if memory_format == torch.channels_last else view.view(n, c, h, w)
 
 
 def resized_crop(images, draws, height, width):
@@ -574,7 +585,7 @@ def normalize(images, mean, std, *, resolution=None, dtype=torch.float32, memory
     Returns
     -------
     Tensor of shape (N, C, H, W)
-        ``(images / 255 - mean) / std``, on the device of `images`.
+        ``(images / 255 - mean) / std``, to rounding, on the device of `images`.
 
     Raises
     ------
@@ -595,19 +606,17 @@ def normalize(images, mean, std, *, resolution=None, dtype=torch.float32, memory
         raise ValueError(f"std must be > 0, got {std!r}")
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating, got {dtype}")
-    if memory_format not in (torch.contiguous_format, torch.channels_last):
-        raise ValueError(f"memory_format must be contiguous_format or channels_last, got {memory_format}")
+    _check_memory_format(memory_format)
     if resolution is not None:
         images = resize(images, resolution)
-    working = torch.promote_types(dtype, torch.float32)
-    # Divisors live on the device: by a number of the host, CUDA would multiply with a rounded reciprocal.
-    largest, *std = _send(np.array([255.0, *std]), images.device).to(working)
-    x = torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=memory_format)
-    # Channel by channel: the last division also puts the numbers into place, and a CPU's cache holds what comes before.
-    for channel in range(c):
-        scaled = images[:, channel].to(working).div_(largest).sub_(mean[channel])
-        torch.div(scaled, std[channel], out=x[:, channel])
-    return x
+    # In one pass over whole images, as they lie in memory: numbers that are spread over an image do not break it up.
+    mean, std = np.array(mean), np.array(std)
+    spread = torch.empty_like(images[:1], dtype=torch.promote_types(dtype, torch.float32))
+    factor, offset = (torch.empty_like(spread).copy_(_send(values, images.device).view(1, c, 1, 1))
+                      for values in (1 / (255 * std), -mean / std))
+    x = images.to(spread.dtype)
+    x = torch.addcmul(offset, x, factor, out=x)
+    return x.to(dtype).contiguous(memory_format=memory_format)
 
 
 # --- the operations of RandAugment -----------------------------------------------------------------------------------
@@ -903,6 +912,11 @@ def _check_images(images):
     if images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
         raise ValueError(f"images must have 1 or 3 channels and at least one pixel, got shape {tuple(images.shape)}")
     return images.shape
+
+
+def _check_memory_format(memory_format):
+    if memory_format not in (torch.contiguous_format, torch.channels_last):
+        raise ValueError(f"memory_format must be contiguous_format or channels_last, got {memory_format}")
 
 
 def _check_size(height, width):

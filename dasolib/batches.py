@@ -232,7 +232,9 @@ class Batches:
             images = augment.resize(images, resolution)
         n, _, height, width = images.shape
         if kind == "weak":
-            images = augment.weak_view(images, augment.draw_weak(n, generator=generator, flip=flip, pad=pad), pad=pad)
+            draws = augment.draw_weak(n, generator=generator, flip=flip, pad=pad)
+            layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+            images = augment.weak_view(images, draws, pad=pad, memory_format=layout)
         elif kind == "strong":
             draws = augment.draw_strong(n, height, width, generator=generator, flip=flip, pad=pad)
             images = augment.strong_view(images, draws, pad=pad)

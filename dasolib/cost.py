@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dasolib.config import Config, dataset_name
+from dasolib.config import YOUNGER, Config, dataset_name
 from dasolib.evaluation import LAST
-from dasolib.models import WideResNet
+from dasolib.models import ResNet34, WideResNet
 from dasolib.results import method_label
 from dasolib.run_folder import project_root
 
@@ -62,7 +62,9 @@ def flop(config):
     evaluated = n_short * (config["eval_images"] or all_images) + (n_evaluations - n_short) * all_images
     side = config["train_resolution"] or config["resolution"] or SIDES.get(name, 32)
     images = config["total_steps"] * config["batch_size"] * passes + evaluated
-    return images * _flop_of_a_pass(config["depth"], config["width"], side)
+    if (YOUNGER | config)["network"] == "resnet34":
+        return images * _flop_of_a_pass(ResNet34, side)
+    return images * _flop_of_a_pass(WideResNet, side, depth=config["depth"], width=config["width"])
 
 
 def estimate(configs, study, gflops=None):
@@ -95,7 +97,7 @@ def estimate(configs, study, gflops=None):
         rate, basis = statistics.median(rates), f"the median of the {len(rates)} finished runs of this study"
     else:
         (step,) = (row for row in _measured() if row["method"] == "FixMatch")
-        rate = step["image_passes"] * _flop_of_a_pass(**MEASURED_NETWORK, side=32) / step["ms"] / 1e6
+        rate = step["image_passes"] * _flop_of_a_pass(WideResNet, 32, **MEASURED_NETWORK) / step["ms"] / 1e6
         basis = f"what one CPU thread reached on the CPU preset in {MEASURED}"
     estimates = []
     for config in configs:
@@ -120,9 +122,9 @@ def _measured():
 
 
 @functools.cache
-def _flop_of_a_pass(depth, width, side):
+def _flop_of_a_pass(network, side, **size):
     """Forward, of one RGB image."""
-    net = WideResNet(depth=depth, width=width, n_classes=10)
+    net = network(n_classes=10, **size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net.features(torch.zeros(1, 3, side, side))
     return counter.get_total_flops()

@@ -177,7 +177,7 @@ def check_compiler(device):
     try:
         torch.compile(lambda x: (x + 1).sum(), fullgraph=True)(torch.zeros(2, device=device))
     except Exception as error:  # whatever a compiler makes of it
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise ValueError(f"compile=True: torch cannot compile for {device.type} here ({type(error).__name__}: "
                          f"{reason}); install a C++ compiler, or choose compile=False") from error
 

@@ -234,12 +234,25 @@ def test_color_leaves_one_channel_alone():
 
 
 def test_normalize_scales_to_one_then_subtracts_the_mean_and_divides():
-    images = random_images(5, 3, 8, 6)
+    images = torch.arange(256, dtype=torch.uint8).expand(3, 256).reshape(1, 3, 16, 16)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
     got = normalize(images, mean, std)
-    want = (images.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    exact = (images.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(std).double().view(3, 1, 1)
     assert got.dtype == torch.float32 and got.is_contiguous()
-    assert torch.equal(got, want)
+    one_unit = 2.0**-21  # from one float32 number to the next where pixel / std lies at its largest, 4.1
+    torch.testing.assert_close(got.double(), exact, rtol=0, atol=one_unit)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_layout_changes_neither_weak_views_nor_what_they_are_normalised_to(channels):
+    images, draws = random_images(20, channels, 12, 9), draw_weak(20, generator=generator())
+    view = weak_view(images, draws)
+    last = weak_view(images, draws, memory_format=torch.channels_last)
+    assert view.is_contiguous() and last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, view)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x, y = (normalize(v, [0.5] * channels, [0.3] * channels, memory_format=layout) for v in (view, last))
+        assert torch.equal(x, y) and x.is_contiguous(memory_format=layout) and y.is_contiguous(memory_format=layout)
 
 
 def test_normalize_gives_the_type_layout_and_size_asked_for():
@@ -395,6 +408,7 @@ def test_a_cuda_batch_is_augmented_without_waiting_for_the_device(channels):
     with FakeTensorMode(allow_non_fake_inputs=True), RefuseWaits():
         images = torch.empty(200, channels, 24, 24, dtype=torch.uint8, device="cuda")
         assert resized_crop(images, crops, 16, 20).shape == (200, channels, 16, 20)
+        assert weak_view(images, draws.weak, memory_format=torch.channels_last).shape == images.shape
         view = strong_view(images, draws)
         x = normalize(view, [0.5] * channels, [0.25] * channels, resolution=16, memory_format=torch.channels_last)
         assert view.device.type == x.device.type == "cuda"
@@ -423,7 +437,7 @@ def test_views_on_a_cuda_device_equal_those_on_the_host_and_do_not_wait():
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(got.cpu(), want)
     assert torch.equal(parts.cpu(), resized_crop(images, crops, 16, 20))
-    assert torch.equal(x.cpu(), normalize(want, [0.5] * 3, [0.25] * 3, resolution=16))
+    torch.testing.assert_close(x.cpu(), normalize(want, [0.5] * 3, [0.25] * 3, resolution=16))
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -498,6 +512,10 @@ def one_crop(*numbers):
         (lambda d: normalize(IMAGES, [0.5] * 3, [0.5] * 3, dtype=torch.int8), "dtype must be floating, got torch.int8"),
         (
             lambda d: normalize(IMAGES, [0.5] * 3, [0.5] * 3, memory_format=torch.preserve_format),
+            "memory_format must be .* got torch.preserve_format",
+        ),
+        (
+            lambda d: weak_view(IMAGES, d.weak, memory_format=torch.preserve_format),
             "memory_format must be .* got torch.preserve_format",
         ),
         (lambda d: draw_weak(-1, generator=generator()), "n and pad must be >= 0, got n -1 and pad 4"),

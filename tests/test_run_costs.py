@@ -38,6 +38,7 @@ def test_its_tables_hold_what_it_stores(monkeypatch, tmp_path, capsys):
         assert row["stall_steps"] == pytest.approx(row["stall_ms"] / row["step_ms"]) and row["handed_over_ms"] > 0
     assert [row["classes"] for row in costs["records"]] == [10, 100]
     printed = capsys.readouterr().out
+    assert run_costs.format_costs(costs) in printed
     assert "peak 900 MiB = 500 of images + 300 of imports + 100" in printed and "by papermill: 7.5 s" in printed
     assert f"peak memory: {costs['peak_memory_mib']} MiB" in printed
 

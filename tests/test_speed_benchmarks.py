@@ -32,6 +32,7 @@ def small(monkeypatch):
     monkeypatch.setattr(daso_cost, "CLASSES", (10, 100))
     monkeypatch.setattr(daso_cost, "QUEUES", (128, 256))
     monkeypatch.setattr(seeds, "SIZES", {"small": {"depth": 10, "width": 1, "images": 4}})
+    monkeypatch.setattr(seeds, "ON_CPU", ("small",))
     monkeypatch.setattr(seeds, "SECONDS", 0.1)
     monkeypatch.setattr(seeds, "N_SEEDS", (2,))
 
