@@ -95,6 +95,26 @@ class TestSet:
         return tuple(confusion_counts(target, classes, k)[:k].cpu().numpy() for classes in predicted)
 
 
+def share_correct(net, images, target, normalize):
+    """Share of images whose most likely class is theirs; of validation images it is what settings are chosen on.
+
+    Parameters
+    ----------
+    net : dasolib.models.Network
+    images : Tensor of shape (N, C, H, W), uint8
+    target : Tensor of shape (N,)
+    normalize : callable
+        uint8 images -> what the network takes.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+    """
+    predicted = predict(net, images, normalize)[1].argmax(dim=-1)
+    return (predicted.cpu() == target.cpu()).double().mean().item()
+
+
 class PseudoLabeled(NamedTuple):
     """What the evaluated network says of the unlabeled images, in their order."""
 

@@ -25,7 +25,7 @@ NAMES = {
 MEASURES = ("recall", "precision", "accuracy")  # columns of `bias_table`
 # In which runs that are averaged may differ; what a run takes from an earlier one is that of its own seed.
 NOT_COMPARED = ("seed", "threads", "source", "taken")
-STUDY, EARLIER = "runs/cpu_study", ("runs/bias", "runs/uniform")  # what notebooks show unless told otherwise
+STUDY = "runs/cpu_study"  # what notebooks show unless told otherwise
 BEST = "*best: best evaluation of a run, chosen on the test set: shown beside the number, never used to choose."
 
 
@@ -185,8 +185,7 @@ def study_runs(folders=""):
     Parameters
     ----------
     folders : str
-        Folders of run folders, separated by commas, relative to the project. Empty: `STUDY`, or, as long as it does not
-        exist, the runs that were there before it, `EARLIER`.
+        Folders of run folders, separated by commas, relative to the project. Empty: `STUDY`.
 
     Returns
     -------
@@ -198,7 +197,7 @@ def study_runs(folders=""):
         As in `load_runs`.
     """
     named = [name.strip() for name in folders.split(",") if name.strip()]
-    return load_runs(*map(resolve, named or ([STUDY] if resolve(STUDY).is_dir() else EARLIER)))
+    return load_runs(*map(resolve, named or [STUDY]))
 
 
 def format_runs(runs):
@@ -282,6 +281,43 @@ def format_table(table):
         f"\nacc.: test accuracy in %, median of the last {LAST} evaluations of a run; mean over seeds, ± sample std."
         f"\n+LA: with logit adjustment at test time. minutes: of training and evaluation, mean over seeds.\n{BEST}"
     )
+
+
+def validation_table(runs, *, by):
+    """Accuracy on validation images, on which settings are chosen.
+
+    Parameters
+    ----------
+    runs : list of Run
+        Finished ones with validation images.
+    by : sequence of str
+        Settings to tell; ``method`` stands for the label.
+
+    Returns
+    -------
+    DataFrame
+        A row for each run, in their order: the columns of `by`, ``validation``, the accuracy of the trained network in
+        [0, 1], and ``minutes`` of training.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown, or a run has no such accuracy.
+    """
+    _check_fields("by", by)
+    for run in runs:
+        if "validation_accuracy" not in (run.result or {}):
+            raise ValueError(f"{run.folder} has no validation_accuracy: it is not finished, or no images were held out")
+    return pd.DataFrame([{name: _field(run, name) for name in by}
+                         | {"validation": run.result["validation_accuracy"], "minutes": run.result["seconds"] / 60}
+                         for run in runs], columns=[*by, "validation", "minutes"])
+
+
+def format_validation(table):
+    """Text of a `validation_table`, accuracies in percent."""
+    shown = table.assign(validation=[f"{100 * share:.1f}" for share in table["validation"]],
+                         minutes=[f"{minutes:.1f}" for minutes in table["minutes"]])
+    return text_table(shown)
 
 
 def bias_table(runs):

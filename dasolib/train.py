@@ -15,7 +15,16 @@ from dasolib.data import DATASETS, load_data
 from dasolib.diagnostics import KINDS, PseudoLabelCounts, accuracy
 from dasolib.ema import EMA
 from dasolib.estimate import average_estimates
-from dasolib.evaluation import TestSet, estimate_counts, outputs, predict, predictions, pseudo_label, summarize
+from dasolib.evaluation import (
+    TestSet,
+    estimate_counts,
+    outputs,
+    predict,
+    predictions,
+    pseudo_label,
+    share_correct,
+    summarize,
+)
 from dasolib.methods import LEARNERS
 from dasolib.models import build_network, prepare_network
 from dasolib.rebalance import REBALANCERS, build_rebalance
@@ -46,7 +55,8 @@ def run(config, run_dir=None, *, progress=True, resident=None):
     Returns
     -------
     dict
-        As in ``result.json``: accuracies in [0, 1], with and without logit adjustment at test time.
+        As in ``result.json``: accuracies in [0, 1], with and without logit adjustment at test time; if images are held
+        out, ``validation_accuracy`` is that of the trained network on them, on which settings can be chosen.
 
     Raises
     ------
@@ -71,7 +81,8 @@ def run(config, run_dir=None, *, progress=True, resident=None):
     )
     if resident is None:
         resident = fits(data, device)
-    batches = Batches(config, data, make_split(config, data), normalize, device, resident=resident)
+    split = make_split(config, data)
+    batches = Batches(config, data, split, normalize, device, resident=resident)
     test = TestSet(data, config, batches.prior, normalize, device if resident else torch.device("cpu"))
     start_from = trained_network(config, data)
     aim = unlabeled_counts(config, data, batches.u_target)
@@ -139,6 +150,9 @@ def run(config, run_dir=None, *, progress=True, resident=None):
                                 files=batches.unlabeled_names)
             write_bytes(folder.path / "predictions.csv", table.to_csv(index=False, float_format="%.6f").encode())
         result = summarize(metrics, folder.finish_counts(), batches.labeled_counts.tolist())
+        if len(split.validation):
+            validation = data.x_train[split.validation], data.y_train[split.validation]
+            result["validation_accuracy"] = share_correct(training.evaluated, *validation, normalize)
         if batches.held_out is not None:
             result["unlabeled_counts"] = average_estimates([record["unlabeled_estimate"] for record in metrics])
         write_json(folder.path / "result.json", result)  # last: its presence says that the run is finished

@@ -12,7 +12,6 @@ from dasolib.config import SCHEMA
 from dasolib.methods import LEARNERS
 from dasolib.rebalance import BUILT_IN, REBALANCERS, check_combination
 from dasolib.results import (
-    EARLIER,
     NAMES,
     STUDY,
     bias_table,
@@ -23,6 +22,7 @@ from dasolib.results import (
     format_runs,
     format_shares,
     format_table,
+    format_validation,
     last_tests,
     load_run,
     load_runs,
@@ -33,6 +33,7 @@ from dasolib.results import (
     share_change,
     share_table,
     study_runs,
+    validation_table,
 )
 from tests.hand_made import FINAL, TEST, counts_of, make_run, write_run
 
@@ -180,14 +181,26 @@ def test_runs_of_several_folders_are_read_together_and_counted_by_folder(tmp_pat
         load_runs(tmp_path / "a", tmp_path / "absent")
 
 
-def test_notebooks_show_the_study_and_earlier_runs_until_there_is_one(tmp_path, monkeypatch):
+def test_notebooks_show_the_study_unless_told_otherwise(tmp_path, monkeypatch):
     monkeypatch.setattr("dasolib.results.resolve", lambda path: tmp_path / path)
-    for seed, folder in enumerate(EARLIER):
-        make_run(tmp_path / folder, seed=seed)
-    assert [run.config["seed"] for run in study_runs()] == [0, 1]
     make_run(tmp_path / STUDY, seed=7)
+    make_run(tmp_path / "other", seed=1)
     assert [run.config["seed"] for run in study_runs()] == [7]
-    assert [run.config["seed"] for run in study_runs(EARLIER[1])] == [1]
+    assert [run.config["seed"] for run in study_runs("other")] == [1]
+
+
+def test_settings_are_compared_on_validation_images(tmp_path):
+    runs = [make_run(tmp_path, seed=seed) for seed in (0, 1)]
+    with pytest.raises(ValueError, match="0 has no validation_accuracy: it is not finished, or no images were held"):
+        validation_table(runs, by=("method", "seed"))
+    runs = [dataclasses.replace(run, result=run.result | {"validation_accuracy": share, "seconds": 90})
+            for run, share in zip(runs, (0.875, 0.5), strict=True)]
+    table = validation_table(runs, by=("method", "seed"))
+    assert table.to_dict("list") == {"method": ["FixMatch"] * 2, "seed": [0, 1], "validation": [0.875, 0.5],
+                                     "minutes": [1.5, 1.5]}
+    assert format_validation(table).splitlines()[1].split()[1:] == ["0", "87.5", "1.5"]
+    with pytest.raises(ValueError, match="by"):
+        validation_table(runs, by=("seeds",))
 
 
 def test_select_takes_settings_and_labels(tmp_path):

@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import dasolib.train
 from dasolib import augment
+from dasolib.batches import make_split
 from dasolib.data import load_data
 from dasolib.evaluation import predict
 from dasolib.methods import LEARNERS
@@ -324,6 +325,19 @@ def test_the_network_can_be_rebuilt_from_its_two_files(numbers, finished, datase
     with np.load(folder / "pseudo_labels.npz") as file:
         np.testing.assert_array_equal(file["test"][-1], table)
     assert about["class_names"] == [str(k) for k in range(N_CLASSES)]
+
+
+def test_a_run_tells_how_accurate_it_is_on_the_images_held_out_for_that(finished, dataset):
+    folder = finished(n_val=20, n1=8)
+    about, data = json.loads((folder / "model.json").read_text()), load_data(dataset)
+    net = rebuild_network(about)
+    net.load_state_dict(load_file(folder / "model.safetensors"))
+    normalize = functools.partial(augment.normalize, mean=about["mean"], std=about["std"])
+    rows = make_split(tiny_config(dataset, n_val=20, n1=8), data).validation
+    right = predict(net, data.x_train[rows], normalize)[1].argmax(dim=-1) == data.y_train[rows]
+    result = json.loads((folder / "result.json").read_text())
+    assert len(rows) == 20 and result["validation_accuracy"] == right.double().mean().item()
+    assert "validation_accuracy" not in json.loads((finished() / "result.json").read_text())
 
 
 def confusion(target, predicted):
