@@ -110,7 +110,8 @@ def measure_evaluation(rounds):
         best = max(rates, key=rates.get)
         ratio = statistics.median(mine / theirs for mine, theirs in zip(evaluated, forward[best], strict=True))
         rows.append({"network": name, "images": size["images"], "evaluated_per_s": statistics.median(evaluated),
-                     "forward_per_s": {str(batch): rate for batch, rate in rates.items()}, "best_batch": best, "ratio": ratio})
+                     "forward_per_s": {str(batch): rate for batch, rate in rates.items()},  # as JSON will have it
+                     "best_batch": best, "ratio": ratio})
     return rows
 
 

@@ -4,8 +4,8 @@
 
 Two ways. *batched*: one process holds S networks as one, their weights stacked; ``torch.func.vmap`` turns their
 convolutions into grouped ones. Measured is the forward and backward pass of a training step's images (FixMatch's 160 of
-the CPU preset, WRN-10-1, or on a GPU also 320 of the paper's, WRN-28-2) for S networks, relative to S networks one after
-the other; in fp32 only, as torch's batched BatchNorm refuses bf16 images with fp32 weights.
+the CPU preset, WRN-10-1, or on a GPU also 320 of the paper's, WRN-28-2) for S networks, relative to S networks one
+after the other; in fp32 only, as torch's batched BatchNorm refuses bf16 images with fp32 weights.
 *processes*: S processes share the device, as ``seeds_per_device`` has it; on a CPU each gets its share of the cores.
 Measured are the images a second of all together, relative to one process with everything.
 """

@@ -237,7 +237,8 @@ def test_normalize_scales_to_one_then_subtracts_the_mean_and_divides():
     images = torch.arange(256, dtype=torch.uint8).expand(3, 256).reshape(1, 3, 16, 16)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
     got = normalize(images, mean, std)
-    exact = (images.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(std).double().view(3, 1, 1)
+    exact_mean, exact_std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (mean, std))
+    exact = (images.double() / 255 - exact_mean) / exact_std
     assert got.dtype == torch.float32 and got.is_contiguous()
     one_unit = 2.0**-21  # from one float32 number to the next where pixel / std lies at its largest, 4.1
     torch.testing.assert_close(got.double(), exact, rtol=0, atol=one_unit)
