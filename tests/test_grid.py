@@ -13,8 +13,9 @@ from tests.tiny import save_tiny
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
 FILES = sorted(path.stem for path in STUDIES.glob("*.yaml"))
-TABLES = {"table1": 96, "table2": 40, "table3": 24, "table4": 12, "table5": 8, "table6": 8, "table7": 8,
-          "table8": 8, "table11": 96, "table12": 24, "table13": 24, "table14": 28, "table15": 10, "table16": 10, "table17": 10}  # cells
+TABLES = {"table1": 96, "table2": 40, "table3": 24, "table4": 12, "table5": 8, "table6": 8, "table7": 8, "table8": 8,
+          "table11": 96, "table12": 24, "table13": 24, "table14": 28, "table15": 10, "table16": 10,
+          "table17": 10}  # cells
 GRID = """
 name: study
 preset: cpu
