@@ -81,6 +81,22 @@ def test_there_is_a_grid_for_each_table_of_accuracies_and_each_has_three_seeds_a
         assert f"All {n_cells} cells" in re.sub(r"\n# ", " ", (STUDIES / f"{name}.yaml").read_text())
 
 
+def test_the_page_on_full_scale_has_a_line_with_command_and_cost_for_each_table_and_for_all():
+    page = (STUDIES.parent / "docs/full_scale.md").read_text()
+    everything = {}
+    for name in TABLES:
+        flops = {run.name: flop(run.config.model_dump()) for run in load_grid(STUDIES / f"{name}.yaml").runs}
+        everything |= flops
+        (line,) = (line for line in page.splitlines() if f"`python -m dasolib.sweep studies/{name}.yaml`" in line)
+        assert line.startswith(f"| {name.removeprefix('table')} |") and line.endswith(cost_columns(flops))
+    assert cost_columns(everything) in page
+
+
+def cost_columns(flops):
+    total = sum(flops.values())
+    return f"| {len(flops)} | {total / 1e18:.1f} | {total / 10e12 / 3600:,.0f} |"
+
+
 def test_the_wide_study_has_every_method_of_the_paper_three_distributions_and_five_seeds():
     grid = load_grid(STUDIES / "cpu_wide.yaml")
     on_fixmatch = {"la", "darp", "crest", "crest_plus", "distribution_alignment", "abc", "boss", "daso,abc", "la,daso"}
