@@ -23,7 +23,7 @@ quickstart: $(INSTALLED) ## train FixMatch and FixMatch+DASO on long-tailed MNIS
 
 test: $(INSTALLED) ## lint, unit and reference-number tests, doctests, coverage, every notebook
 	$(PY) -m ruff check .
-	$(PY) -m pytest --cov
+	$(PY) -m pytest --cov -n auto --maxprocesses 8 --dist loadfile
 	$(PY) -m pytest --nbval-lax --nbval-current-env $(STORED:%=notebooks/%.ipynb)
 
 report: $(INSTALLED) ## every notebook executed and rendered, and a front page: runs/report/index.html
