@@ -25,7 +25,7 @@ NAMES = {
 MEASURES = ("recall", "precision", "accuracy")  # columns of `bias_table`
 # In which runs that are averaged may differ; what a run takes from an earlier one is that of its own seed.
 NOT_COMPARED = ("seed", "threads", "source", "taken")
-STUDY = "runs/cpu_study"  # what notebooks show unless told otherwise
+STUDY = ("runs/cpu_study", "runs/uniform")  # what notebooks show unless told otherwise
 BEST = "*best: best evaluation of a run, chosen on the test set: shown beside the number, never used to choose."
 
 
@@ -197,7 +197,7 @@ def study_runs(folders=""):
         As in `load_runs`.
     """
     named = [name.strip() for name in folders.split(",") if name.strip()]
-    return load_runs(*map(resolve, named or [STUDY]))
+    return load_runs(*map(resolve, named or STUDY))
 
 
 def format_runs(runs):
@@ -296,8 +296,8 @@ def validation_table(runs, *, by):
     Returns
     -------
     DataFrame
-        A row for each run, in their order: the columns of `by`, ``validation``, the accuracy of the trained network in
-        [0, 1], and ``minutes`` of training.
+        A row for each run, sorted by `by`: its columns, ``validation``, the trained network's accuracy in [0, 1], and
+        ``minutes`` of training.
 
     Raises
     ------
@@ -308,9 +308,9 @@ def validation_table(runs, *, by):
     for run in runs:
         if "validation_accuracy" not in (run.result or {}):
             raise ValueError(f"{run.folder} has no validation_accuracy: it is not finished, or no images were held out")
-    return pd.DataFrame([{name: _field(run, name) for name in by}
-                         | {"validation": run.result["validation_accuracy"], "minutes": run.result["seconds"] / 60}
-                         for run in runs], columns=[*by, "validation", "minutes"])
+    rows = [{name: _field(run, name) for name in by}
+            | {"validation": run.result["validation_accuracy"], "minutes": run.result["seconds"] / 60} for run in runs]
+    return pd.DataFrame(rows, columns=[*by, "validation", "minutes"]).sort_values(list(by))
 
 
 def format_validation(table):

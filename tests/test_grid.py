@@ -117,6 +117,16 @@ def test_the_wide_study_has_every_method_of_the_paper_three_distributions_and_fi
     assert all(len(runs) == 15 and set(runs) == all_of_them for runs in found.values())
 
 
+def test_the_train_mode_of_the_moving_average_is_compared_on_the_splits_of_the_wide_study():
+    wide = {run.config.identity()["seed"]: run.config for run in load_grid(STUDIES / "cpu_wide.yaml").runs
+            if (run.config.rebalance, run.config.unlabeled) == (("daso",), "equal") and run.config.method == "fixmatch"}
+    runs = [run.config for run in load_grid(STUDIES / "cpu_train_mode.yaml").runs]
+    changed = [{name for name in type(c).model_fields if getattr(c, name) != getattr(wide[c.seed], name)}
+               for c in runs if c.unlabeled == "equal"]
+    assert changed == [{"ema_train_mode"}] * 5 + [{"fixed_blend", "lambda_align"}] * 5
+    assert len(runs) == 30 and {c.unlabeled for c in runs} == {"equal", "uniform", "reversed"}
+
+
 def test_the_deep_study_has_nine_methods_two_distributions_and_two_seeds():
     grid = load_grid(STUDIES / "cpu_deep.yaml")
     expected = [("supervised", "la")]

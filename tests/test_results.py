@@ -183,10 +183,10 @@ def test_runs_of_several_folders_are_read_together_and_counted_by_folder(tmp_pat
 
 def test_notebooks_show_the_study_unless_told_otherwise(tmp_path, monkeypatch):
     monkeypatch.setattr("dasolib.results.resolve", lambda path: tmp_path / path)
-    make_run(tmp_path / STUDY, seed=7)
-    make_run(tmp_path / "other", seed=1)
-    assert [run.config["seed"] for run in study_runs()] == [7]
-    assert [run.config["seed"] for run in study_runs("other")] == [1]
+    for seed, folder in enumerate((*STUDY, "other")):
+        make_run(tmp_path / folder, seed=seed)
+    assert [run.config["seed"] for run in study_runs()] == list(range(len(STUDY)))
+    assert [run.config["seed"] for run in study_runs("other")] == [len(STUDY)]
 
 
 def test_settings_are_compared_on_validation_images(tmp_path):
