@@ -903,7 +903,7 @@ def remove(name):
     (edit("test.txt", lambda lines: ["test/1.png two"]), "line 1: must be the path .* got 'test/1.png two'"),
     (edit("test.txt", lambda lines: ["1"]), "line 1: must be the path of an image and its class, got '1'"),
     (edit("test.txt", lambda lines: [""]), r"test\.txt names no image"),
-], ids=str)
+])
 def test_lists_that_do_not_fit_are_refused_by_list_line_and_value(change, message, tmp_path):
     change(save_lists(tmp_path / "semi_aves", n_unknown=5))
     with pytest.raises(ValueError, match=message) as error:
