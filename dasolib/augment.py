@@ -595,7 +595,7 @@ def normalize(images, mean, std, *, resolution=None, dtype=torch.float32, memory
 
     Examples
     --------
-    >>> normalize(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), [0.5], [0.25]).tolist()
+    >>> normalize(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), [0.5], [0.25]).round(decimals=6).tolist()
     [[[[-2.0, 2.0]]]]
     """
     _, c, *_ = _check_images(images)
