@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision.models import ResNet34_Weights, resnet34
 
-# A shell lets what it starts in the background ignore Ctrl-C, as nohup does with the end of a terminal, and so would the
-# children to which tests send these signals.
+# A shell lets what it starts in the background ignore Ctrl-C, as nohup does with the end of a terminal, and so would
+# the children to which tests send these signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
