@@ -30,9 +30,7 @@ from benchmarks.workload import argument_parser, parse, tell
 from dasolib.augment import (
     APPLY_PROBABILITY,
     CUTOUT_GREY,
-    MAX_LEVEL,
     N_SLOTS,
-    OPERATIONS,
     PAD,
     draw_strong,
     draw_weak,
@@ -40,6 +38,7 @@ from dasolib.augment import (
     strong_view,
     weak_view,
 )
+from dasolib.randaugment import MAX_LEVEL, OPERATIONS
 
 SIDE = 32
 BATCHES = (128, 32, 64, 320)

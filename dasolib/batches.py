@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dasolib import augment
+from dasolib import augment, resample
 from dasolib.methods import LEARNERS
 from dasolib.methods.step import Batch
 from dasolib.rebalance import REBALANCERS
@@ -225,11 +225,11 @@ class Batches:
         generator = host_generator(self.config.seed, f"view {name}", t)
         if self.config.crop == "resized" and kind != "plain":
             n, _, height, width = images.shape
-            draws = augment.draw_resized_crop(n, height, width, generator=generator, flip=flip)
-            images = augment.resized_crop(images, draws, resolution or height, resolution or width)
+            draws = resample.draw_resized_crop(n, height, width, generator=generator, flip=flip)
+            images = resample.resized_crop(images, draws, resolution or height, resolution or width)
             flip, pad = False, 0  # both are done
         elif self.learner.rotates and resolution is not None:
-            images = augment.resize(images, resolution)
+            images = resample.resize(images, resolution)
         n, _, height, width = images.shape
         if kind == "weak":
             draws = augment.draw_weak(n, generator=generator, flip=flip, pad=pad)

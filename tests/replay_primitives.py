@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dasolib import augment, losses
+from dasolib import augment, losses, randaugment
 from dasolib.ema import ema_decay
 from dasolib.estimate import estimate_unlabeled_counts
 from dasolib.models import WideResNet
@@ -480,7 +480,7 @@ def replay_randaugment(z, folder):
                 continue
             operation = "".join(word.capitalize() for word in match[1].split("_"))
             # Where no level is recorded the operation has none, and any may be given.
-            got = augment.randaugment_operation(images, operation, int(match[2] or 1), match[3] == "negative")
+            got = randaugment.randaugment_operation(images, operation, int(match[2] or 1), match[3] == "negative")
             # Nearest neighbour may fall on the other side of a tie, where coordinates are rounded differently.
             yield _pixel_row(name, got, z[name], allowed=0.005 if match[1] in GEOMETRIC else 0.0)
 

@@ -15,24 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import RandomResizedCrop
 
 from benchmarks.augment import pillow_cutout, pillow_operation
-from dasolib.augment import (
-    CROP_AREA,
-    CROP_RATIO,
-    OPERATIONS,
-    CropDraws,
-    StrongDraws,
-    WeakDraws,
-    cutout,
-    draw_resized_crop,
-    draw_strong,
-    draw_weak,
-    normalize,
-    randaugment_operation,
-    resize,
-    resized_crop,
-    strong_view,
-    weak_view,
-)
+from dasolib.augment import StrongDraws, WeakDraws, cutout, draw_strong, draw_weak, normalize, strong_view, weak_view
+from dasolib.randaugment import OPERATIONS, randaugment_operation
+from dasolib.resample import CROP_AREA, CROP_RATIO, CropDraws, draw_resized_crop, resize, resized_crop
 
 SHIPPED = Path(__file__).parent / "data" / "golden"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dasolib import augment
+from dasolib import augment, resample
 from dasolib.batches import Batches, make_split
 from dasolib.data import ImageData
 from dasolib.seeds import host_generator
@@ -337,14 +337,14 @@ def test_remixmatch_resizes_before_it_augments_and_the_others_after(kind):
     for method, first in (("remixmatch", True), ("fixmatch", False), ("mixmatch", False)):
         batches = make_batches(textured_data(), resolution=8, method=method, rebalance="", train_resolution=8)
         images, generator = batches.u[:6], host_generator(0, "view name", 3)
-        images = augment.resize(images, 8) if first else images
+        images = resample.resize(images, 8) if first else images
         if kind == "weak":
             images = augment.weak_view(images, augment.draw_weak(6, generator=generator, flip=False))
         else:
             side = 8 if first else 12
             draws = augment.draw_strong(6, side, side, generator=generator, flip=False)
             images = augment.strong_view(images, draws)
-        images = images if first else augment.resize(images, 8)
+        images = images if first else resample.resize(images, 8)
         got = batches.view(batches.u[:6], kind, "name", 3)
         assert got.shape == (6, 1, 8, 8)
         torch.testing.assert_close(got, images.float())
@@ -363,8 +363,8 @@ def test_resized_crops_stand_in_for_flip_and_padded_crop_and_come_first(kind, me
     batches = make_batches(textured_data(), method=method, rebalance="", crop="resized", flip=True,
                            train_resolution=resolution)
     generator, side = host_generator(0, "view name", 3), resolution or SIDE
-    draws = augment.draw_resized_crop(6, SIDE, SIDE, generator=generator)
-    images = augment.resized_crop(batches.u[:6], draws, side, side)
+    draws = resample.draw_resized_crop(6, SIDE, SIDE, generator=generator)
+    images = resample.resized_crop(batches.u[:6], draws, side, side)
     if kind == "strong":
         draws = augment.draw_strong(6, side, side, generator=generator, flip=False, pad=0)
         images = augment.strong_view(images, draws, pad=0)

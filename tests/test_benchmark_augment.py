@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from benchmarks import augment as benchmark
-from dasolib.augment import OPERATIONS, StrongDraws, WeakDraws, draw_weak, normalize, strong_view, weak_view
+from dasolib.augment import StrongDraws, WeakDraws, draw_weak, normalize, strong_view, weak_view
+from dasolib.randaugment import OPERATIONS
 
 KORNIA = importlib.util.find_spec("kornia") is not None
 
