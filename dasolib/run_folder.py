@@ -56,10 +56,13 @@ def write_json(path, value):
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
-def write_npz(path, arrays):
-    """Write named arrays as a compressed .npz, atomically."""
+def write_npz(path, arrays, compression=zipfile.ZIP_DEFLATED):
+    """Write named arrays as a compressed .npz, atomically; NumPy reads every compression of `zipfile`."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    with zipfile.ZipFile(buffer, "w", compression) as file:
+        for name, array in arrays.items():
+            with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
     write_bytes(path, buffer.getvalue())
 
 
@@ -326,7 +329,7 @@ class RunFolder:
     def append_metrics(self, record):
         """Add one evaluation to ``metrics.jsonl``."""
         with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.write(_metrics_line(record))
             file.flush()
             os.fsync(file.fileno())
 
@@ -373,17 +376,20 @@ class RunFolder:
         for file in (self.path / COUNTS_SO_FAR).glob("*"):
             if file.name not in map(_counts_file, recorded):
                 file.unlink()
-        lines = [json.dumps(record) + "\n" for record in metrics]
-        write_bytes(self.path / "metrics.jsonl", "".join(lines).encode())
+        write_bytes(self.path / "metrics.jsonl", "".join(map(_metrics_line, metrics)).encode())
         shutil.rmtree(self.path / "events", ignore_errors=True)  # written anew from the metrics
         return metrics
 
     def finish_counts(self):
         """Turn the counts of all evaluations into ``pseudo_labels.npz``; return them as `read_counts` does."""
         counts = read_counts(self.path)
-        write_npz(self.path / COUNTS, counts)
+        write_npz(self.path / COUNTS, counts, zipfile.ZIP_LZMA)  # half as large: hundreds of them are tracked
         shutil.rmtree(self.path / COUNTS_SO_FAR)
         return counts
+
+
+def _metrics_line(record):
+    return json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
 
 
 def _counts_file(step):

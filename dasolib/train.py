@@ -355,12 +355,17 @@ class Window:
 
     def mean_losses(self):
         """Mean of each loss term over the window's steps that have it."""
-        return {name: float(total) / n_steps for name, (total, n_steps) in self.losses.items()}
+        return {name: _six_digits(float(total) / n_steps) for name, (total, n_steps) in self.losses.items()}
 
     def mask_rate(self):
         """Share of pseudo-labels in the loss, in [0, 1]; None for a method without pseudo-labels."""
         final, confident = (self.counts.counts[KINDS.index(kind)].sum() for kind in ("final", "confident"))
-        return float(confident / final) if final else None
+        return _six_digits(float(confident / final)) if final else None
+
+
+def _six_digits(value):
+    """Round to what float32 is sure of: the other digits fill half of ``metrics.jsonl``."""
+    return float(f"{value:.6g}")
 
 
 def write_events(events, record):
