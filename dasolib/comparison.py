@@ -8,10 +8,19 @@ from scipy import stats
 
 from dasolib.config import PRESETS, YOUNGER, cpu_settings, make_config, paper_dist_temperature, paper_settings
 from dasolib.evaluation import LAST
-from dasolib.results import BEST, check_same_study, group_summary, plus_minus, select, text_table, with_spread
+from dasolib.results import (
+    BEST,
+    NAMES,
+    SETTING,
+    check_same_study,
+    group_summary,
+    plus_minus,
+    select,
+    text_table,
+    with_spread,
+)
 from dasolib.run_folder import resolve
 
-SETTING = ("dataset", "unlabeled", "gamma_l", "gamma_u", "n1", "m1")  # what makes a column of the paper's tables
 # Settings that ablations change. A run that does is in no table but theirs.
 ABLATED = ("lambda_align", "fixed_blend", "queue_size", "queue_sizing", "prototypes_from", "ema_train_mode",
            "proto_temperature", "dist_temperature")
@@ -25,10 +34,12 @@ COLUMNS = (
     f"ours, acc.: median of the last {LAST} evaluations of a run; mean over seeds, ± sample std. +LA: with logit "
     "adjustment at test time.\n"
     "difference: our number in the measure of the paper's cell minus the paper's, ± half the width of the 95 % "
-    "interval\nof Welch's t for two means; without it where one of them has no std. It holds the scale, where that "
-    "differs.\n-: missing.\n"
+    "interval\nof Welch's t for two means; without it where one of them has no std. Where the scale is another, so is "
+    "what the difference says.\n-: missing.\n"
     f"{BEST}"
 )
+OPEN_SET = {"semi_aves": "unlabeled images of the 200 known classes",
+            "semi_aves_unknown": "unlabeled images of known and of 800 unknown classes"}
 OTHER_SCALE = "°: the paper's numbers are of another scale than ours: compare methods with each other, not with these."
 
 
@@ -89,8 +100,34 @@ def as_published(runs):
     return [run for run in runs if not variant(run.config)]
 
 
+def contenders(runs):
+    """Return the runs whose accuracies are compared with each other.
+
+    Parameters
+    ----------
+    runs : list of Run
+        Finished or not, of any splits and scales.
+
+    Returns
+    -------
+    list of Run
+        Without those that only estimate class counts for others. Where a split has a finished run at full scale, only
+        runs at full scale are left of it, and those of methods of your own, which have no such scale.
+    """
+    runs = [run for run in runs if run.config["method"] != "distribution_estimate"]
+    is_small = [is_built_in(run) and bool(departures(run)) for run in runs]
+    full = {_split(run) for run, small in zip(runs, is_small, strict=True)
+            if run.result is not None and is_built_in(run) and not small}
+    return [run for run, small in zip(runs, is_small, strict=True) if not small or _split(run) not in full]
+
+
+def is_built_in(run):
+    """Whether base learner and re-balancing are of this package."""
+    return all(name in NAMES for name in (run.config["method"], *run.config["rebalance"]))
+
+
 def pick(runs, *, methods=None, **settings):
-    """Return the finished runs of some settings in which DASO is as published.
+    """Return the finished ones of the `contenders` of some settings in which DASO is as published.
 
     Parameters
     ----------
@@ -105,7 +142,7 @@ def pick(runs, *, methods=None, **settings):
     ValueError
         If a setting is unknown, or runs of one method differ in more than their seed: settings that differ choose them.
     """
-    part = [run for run in as_published(select(runs, **settings)) if run.result is not None]
+    part = [run for run in contenders(as_published(select(runs, **settings))) if run.result is not None]
     if methods is not None:
         part = [run for method in methods for run in part if run.label == method]
     for i, run in enumerate(part):
@@ -125,13 +162,14 @@ def compare(published, runs, *, seeds=(0, 1, 2)):
     runs : list of Run
         Finished or not; those of other splits, methods or settings are left alone.
     seeds : sequence of int
-        Which are expected of every cell.
+        Which are expected of every cell at full scale; at another those that any run of the table has.
 
     Returns
     -------
     DataFrame
         A row for each scale and each row of `published`: ``scale``, a text; the columns of `published`; those of
-        `dasolib.results.results_table` for the runs beside it; ``difference``, theirs in ``measure`` minus the
+        `dasolib.results.results_table` for the runs beside it, and ``by_seed``, the accuracies of these by seed;
+        ``difference``, theirs in ``measure`` minus the
         published number, and ``difference_error``, half the width of its 95 % interval. That is Welch's for two means,
         of our seeds and of the published ones, whose standard deviations are taken as printed; NaN where one side has
         none. Runs at full scale come first. A scale without runs has no rows; without any run all cells are there, at
@@ -144,7 +182,7 @@ def compare(published, runs, *, seeds=(0, 1, 2)):
     """
     by_cell = {}
     for run in runs:
-        key = (run.label, variant(run.config), *(run.config.get(name) for name in SETTING))
+        key = (run.label, variant(run.config), *_split(run))
         by_cell.setdefault(key, []).append(run)
     cells = {True: [], False: []}  # at full scale or not: a cell of the paper, and the runs beside it
     for cell in published.to_dict("records"):
@@ -157,9 +195,11 @@ def compare(published, runs, *, seeds=(0, 1, 2)):
     rows = []
     for is_full in [is_full for is_full in cells if present[is_full]] or [True]:
         scale = _scale_name(published["dataset"].unique(), present[is_full], is_full=is_full)
+        expected = seeds if is_full else sorted({run.config["seed"] for run in present[is_full]})
         for cell, members in cells[is_full]:
-            summary = group_summary(members, seeds)
-            rows.append({"scale": scale, **cell, **summary, **_difference(cell, summary)})
+            summary = group_summary(members, expected)
+            by_seed = {run.config["seed"]: run.result["plain"]["accuracy"] for run in members if run.result is not None}
+            rows.append({"scale": scale, **cell, **summary, "by_seed": by_seed, **_difference(cell, summary)})
     return pd.DataFrame(rows)
 
 
@@ -176,10 +216,9 @@ def format_comparison(table):
     blocks = [splits_text(table)]
     for scale, part in table.groupby("scale", sort=False):
         blocks.append(f"{scale}\n{text_table(paper_layout(part).reset_index(), gap=2)}")
-        has_runs = (part["seeds"] > 0) | part["missing"].str.contains("unfinished")
-        for split, cells in part[has_runs].groupby(list(SETTING), sort=False, dropna=False):
-            title = f"{letters[_key(split)]}, {scale.partition(':')[0]}"
-            blocks.append(f"{title}\n{text_table(_details(cells, marks), gap=2)}")
+        for split, _, shown in _splits_with_runs(part, marks):
+            title = f"{letters[split]}, {scale.partition(':')[0]}"
+            blocks.append(f"{title}\n{text_table(shown, gap=2)}")
     return "\n\n".join([*blocks, *filter(None, [notes_text(table)])])
 
 
@@ -216,20 +255,28 @@ def paper_layout(table):
 def save_table(table, folder, name):
     """Write a `compare` table as ``<folder>/<name>.csv``, all its numbers, and ``.tex``; nothing if `folder` is empty.
 
-    The LaTeX file has a ``table`` for each scale, which its caption names, in the layout of `paper_layout`.
+    The LaTeX file needs the package booktabs. It has a ``table`` for each scale, which its caption names, in the layout
+    of `paper_layout`, and one for each split with runs, with the columns that `COLUMNS` explains.
     """
     if not folder:
         return
     path = resolve(folder)
     path.mkdir(parents=True, exist_ok=True)
-    table.to_csv(path / f"{name}.csv", index=False)
-    parts = []
+    table.drop(columns="by_seed").to_csv(path / f"{name}.csv", index=False)
+    parts = ["% needs \\usepackage{booktabs}"]
     for scale, part in table.groupby("scale", sort=False):
         caption = ". ".join([scale, *splits_text(part).splitlines(), *notes_text(part).splitlines()])
-        parts.append(paper_layout(part).reset_index().to_latex(index=False, escape=True, position="htbp",
-                                                               caption=_latex(caption)))
-    text = "\n".join(parts).replace("±", r"$\pm$").replace("°", r"$^\circ$")
-    (path / f"{name}.tex").write_text(text, encoding="utf-8")
+        parts.append(_latex_table(paper_layout(part).reset_index(), caption))
+        parts += [_latex_table(shown, f"{scale.partition(':')[0]}, {splits_text(cells)}")
+                  for _, cells, shown in _splits_with_runs(part, _marks(table))]
+    (path / f"{name}.tex").write_text("\n".join(parts), encoding="utf-8")
+
+
+def _latex_table(shown, caption):
+    text = shown.to_latex(index=False, escape=True, position="htbp", caption=_latex(caption))
+    for sign, command in (("±", r"$\pm$"), ("+-", r"$\pm$"), ("°", r"$^\circ$")):
+        text = text.replace(sign, command)
+    return text
 
 
 def daso_pairs(table):
@@ -239,8 +286,8 @@ def daso_pairs(table):
     -------
     DataFrame
         A row for each scale, split and method that is there without and with DASO, both as the paper has them:
-        ``scale``, the split, ``method`` without it, and in [0, 1] ``published_gain`` and ``gain``, with DASO minus
-        without it, of the means over seeds; NaN where a run is missing.
+        ``scale``, the split, ``method`` without it, and in [0, 1] ``published_gain``, with DASO minus without it, and
+        ``gain``, the same of our runs, on the seeds that both have; NaN without any.
     """
     plain = table[(table["measure"] == "accuracy") & (table["variant"] == "")]
     bare = plain.assign(rebalanced=[" + ".join(part for part in label.split(" + ") if part != "DASO")
@@ -249,7 +296,8 @@ def daso_pairs(table):
     is_daso = bare["method"] != bare["rebalanced"]
     pairs = bare[~is_daso].merge(bare[is_daso], on=columns, suffixes=("", "_with"))
     pairs["published_gain"] = pairs["published_with"] - pairs["published"]
-    pairs["gain"] = pairs["accuracy_with"] - pairs["accuracy"]
+    pairs["gain"] = [np.mean([after[seed] - before[seed] for seed in before.keys() & after.keys()] or [np.nan])
+                     for before, after in zip(pairs["by_seed"], pairs["by_seed_with"], strict=True)]
     return pairs[["scale", *SETTING, "method", "published_gain", "gain"]]
 
 
@@ -259,7 +307,7 @@ def reading(*tables):
     n_cells, parts = len(table.drop_duplicates(CELL)), []
     for scale, cells in table[table["seeds"] > 0].groupby("scale", sort=False):
         text = f"{scale.partition(':')[0]}: finished runs in {len(cells)} of {n_cells} cells"
-        pairs = daso_pairs(cells)
+        pairs = daso_pairs(cells).dropna(subset="gain")
         if len(pairs):
             ours, paper = pairs["gain"], pairs["published_gain"]
             text += (f"; DASO is ahead in {(ours > 0).sum()} of {len(pairs)} pairs, by {100 * ours.mean():+.1f} points "
@@ -297,6 +345,10 @@ def _letters(table):
     return dict(zip(splits, string.ascii_lowercase, strict=False))
 
 
+def _split(run):
+    return tuple(run.config.get(name) for name in SETTING)
+
+
 def _key(split):
     return tuple(None if pd.isna(value) else value for value in split)
 
@@ -304,7 +356,8 @@ def _key(split):
 def _split_text(split):
     dataset, unlabeled, *numbers = split
     numbers = {name: number for name, number in zip(SETTING[2:], numbers, strict=True) if number is not None}
-    return ", ".join([dataset, f"unlabeled classes {unlabeled}", *([settings_text(numbers)] if numbers else [])])
+    text = OPEN_SET.get(dataset, f"unlabeled classes {unlabeled}")
+    return ", ".join([dataset, text, *([settings_text(numbers)] if numbers else [])])
 
 
 def _marks(table):
@@ -329,6 +382,13 @@ def _paper_title(cell):
 
 def _latex(text):
     return text.translate(str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"}))
+
+
+def _splits_with_runs(table, marks):
+    """Yield the splits of a `compare` table of one scale that have runs, their rows, and their columns as text."""
+    has_runs = (table["seeds"] > 0) | table["missing"].str.contains("unfinished")
+    for split, cells in table[has_runs].groupby(list(SETTING), sort=False, dropna=False):
+        yield _key(split), cells, _details(cells, marks)
 
 
 def _details(cells, marks):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dasolib.config import SCHEMA, Config
+from dasolib.config import SCHEMA, YOUNGER, Config
 from dasolib.diagnostics import accuracy, class_groups, precision, predicted_share, recall
 from dasolib.evaluation import LAST
 from dasolib.run_folder import read_counts, resolve
@@ -24,8 +24,11 @@ NAMES = {
 }
 MEASURES = ("recall", "precision", "accuracy")  # columns of `bias_table`
 # In which runs that are averaged may differ; what a run takes from an earlier one is that of its own seed.
-NOT_COMPARED = ("seed", "threads", "source", "taken")
-STUDY = ("runs/cpu_study", "runs/uniform")  # what notebooks show unless told otherwise
+NOT_COMPARED = ("seed", "threads", "source", "taken", "channels_last", "compile")
+# What notebooks show unless told otherwise: the paper's tables, as far as somebody has made them, then CPU scale.
+STUDY = ("runs/paper", "runs/cpu_study", "runs/uniform")
+SETTING = ("dataset", "unlabeled", "gamma_l", "gamma_u", "n1", "m1")  # what makes a column of the paper's tables
+SIZE = ("network", "depth", "width", "batch_size", "total_steps")  # runs that differ in it are of another scale
 BEST = "*best: best evaluation of a run, chosen on the test set: shown beside the number, never used to choose."
 
 
@@ -131,10 +134,10 @@ def load_run(folder):
     config = json.loads((folder / "config.json").read_text())
     if config.get("schema") != SCHEMA:
         raise ValueError(f"{folder / 'config.json'}: schema={config.get('schema')}, and only {SCHEMA} can be read")
+    finished = (folder / "result.json").exists()  # asked first: what a run has before its result is not all there yet
+    result = json.loads((folder / "result.json").read_text()) if finished else None
     records = _read_lines(folder / "metrics.jsonl")
     counts = read_counts(folder)
-    finished = (folder / "result.json").exists()
-    result = json.loads((folder / "result.json").read_text()) if finished else None
     steps = counts["step"].tolist() if counts else []
     if finished and [record["step"] for record in records] != steps:
         raise ValueError(f"{folder} is finished, and metrics.jsonl and pseudo_labels.npz hold different evaluations")
@@ -185,7 +188,7 @@ def study_runs(folders=""):
     Parameters
     ----------
     folders : str
-        Folders of run folders, separated by commas, relative to the project. Empty: `STUDY`.
+        Folders of run folders, separated by commas, relative to the project. Empty: those of `STUDY` that exist.
 
     Returns
     -------
@@ -197,7 +200,7 @@ def study_runs(folders=""):
         As in `load_runs`.
     """
     named = [name.strip() for name in folders.split(",") if name.strip()]
-    return load_runs(*map(resolve, named or STUDY))
+    return load_runs(*(map(resolve, named) if named else filter(Path.is_dir, map(resolve, STUDY))))
 
 
 def format_runs(runs):
@@ -219,7 +222,24 @@ def select(runs, **settings):
         If a setting is unknown.
     """
     _check_fields("settings", settings)
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
     return [run for run in runs if all(_field(run, name) == value for name, value in settings.items())]
+
+
+def telling(runs, by=("dataset", "unlabeled", "method")):
+    """Return `by` with the settings of split and scale before its last that tell runs apart which `by` does not.
+
+    Examples
+    --------
+    >>> telling([])
+    ('dataset', 'unlabeled', 'method')
+    """
+    groups = {}
+    for run in runs:
+        groups.setdefault(tuple(_field(run, name) for name in by), []).append(run)
+    more = (name for name in (*SETTING, *SIZE) if name not in by and any(
+        len({_field(run, name) for run in members}) > 1 for members in groups.values()))
+    return (*by[:-1], *more, by[-1])
 
 
 def results_table(runs, *, by=("dataset", "unlabeled", "method"), expected=()):
@@ -632,7 +652,8 @@ def _rank(name):
 
 
 def _field(run, name):
-    return run.label if name == "method" else run.config.get(name)
+    value = run.label if name == "method" else (YOUNGER | run.config).get(name)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _check_fields(argument, names):

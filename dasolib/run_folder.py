@@ -82,9 +82,13 @@ def read_counts(folder):
         evaluation, without and with logit adjustment; and the names of the ``kinds``. Empty before the first
         evaluation.
     """
-    if (folder / COUNTS).exists():
+    try:
+        evaluations = [_read_npz(file) for file in sorted((folder / COUNTS_SO_FAR).glob("*.npz"))]
+    except FileNotFoundError:  # the run ends now, and they go
+        if not (folder / COUNTS).exists():
+            raise
+    if (folder / COUNTS).exists():  # asked after they were listed: they are not all there while the run ends
         return _read_npz(folder / COUNTS)
-    evaluations = [_read_npz(file) for file in sorted((folder / COUNTS_SO_FAR).glob("*.npz"))]
     if not evaluations:
         return {}
     counts = {name: np.stack([evaluation[name] for evaluation in evaluations]) for name in ("step", *COUNTED)}

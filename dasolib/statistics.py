@@ -6,12 +6,18 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dasolib.comparison import SETTING, as_published, variant
-from dasolib.results import check_same_study, plus_minus, text_table
+from dasolib.comparison import ABLATED, as_published, settings_text, variant
+from dasolib.rebalance import REBALANCERS
+from dasolib.results import NOT_COMPARED, SETTING, SIZE, check_same_study, plus_minus, text_table
 
 LEVEL = 0.95  # of every interval
 RESAMPLES = 9999
-SIZE = ("network", "depth", "width", "batch_size", "total_steps")  # runs that differ in it are of another scale
+ENOUGH = 4  # seeds, from which on `reading` counts an interval
+WHERE = (*SETTING, "n_val", "labeled_indices", "data_sha256", *SIZE)  # same images, same labels, same scale
+# DASO that blends nothing and aligns nothing trains as its base learner does. What is left of it: the moving average
+# passes labeled images in train mode.
+TRAIN_MODE_ALONE = settings_text({"lambda_align": 0.0, "fixed_blend": 0.0})
+DASO_ALONE = {*NOT_COMPARED, *ABLATED, *REBALANCERS["daso"].settings, "rebalance"}  # what DASO brings with it
 INTERVALS = (
     "[ ]: 95 % percentile bootstrap over seeds; too narrow for few of them, below four at most from the smallest\n"
     "number to the largest. ±: sample std over seeds. -: too few seeds."
@@ -31,8 +37,7 @@ class Estimate(NamedTuple):
 class Group(NamedTuple):
     """What runs have in common that differ in their seeds alone."""
 
-    split: tuple  # values of `dasolib.comparison.SETTING`
-    size: tuple  # values of `SIZE`
+    where: tuple  # values of `WHERE`
     label: str
     variant: str
 
@@ -74,20 +79,20 @@ def best_gaps(runs):
     Returns
     -------
     DataFrame
-        A row for each data set, unlabeled classes and method, in the order of `runs`: those three, and an `Estimate` of
-        the gap, in [0, 1]. The best is over all evaluations, of which those along the way may be on a part of the test
-        images.
+        A row for each data set, unlabeled classes and method, in the order of `runs`: ``dataset``, ``unlabeled``, what
+        else of `WHERE` tells rows apart, ``method``, and an `Estimate` of the gap, in [0, 1]. The best is over all
+        evaluations, of which those along the way may be on a part of the test images.
 
     Raises
     ------
     ValueError
         If runs of one group differ in more than their seed, or two have the same seed.
     """
-    rows = []
-    for group, by_seed in _groups(as_published(runs)).items():
+    groups, rows = _groups(as_published(runs)), []
+    for group, by_seed in groups.items():
         gaps = [run.result["plain"]["best"] - run.result["plain"]["accuracy"] for run in by_seed.values()]
-        rows.append((*group.split[:2], group.label, *estimate(gaps)))
-    return pd.DataFrame(rows, columns=["dataset", "unlabeled", "method", *Estimate._fields])
+        rows.append((*group.where, group.label, *estimate(gaps)))
+    return _table(rows, ["method", *Estimate._fields])
 
 
 def paired_changes(runs, measure="plain"):
@@ -103,10 +108,12 @@ def paired_changes(runs, measure="plain"):
     Returns
     -------
     DataFrame
-        A row for each pair of which both have finished runs, in the order of `runs`: ``dataset``, ``unlabeled``,
-        ``method`` without the change, ``change``, and an `Estimate` of the difference in [0, 1] over the seeds that
-        both have. A method with DASO is compared with the same without it; one with changed settings with DASO as
-        published.
+        A row for each pair of which both have finished runs, in the order of `runs`: ``dataset``, ``unlabeled``, what
+        else of `WHERE` tells rows apart, ``method`` without the change, ``change``, and an `Estimate` of the difference
+        in [0, 1] over the seeds that both have. A method with DASO is compared with the same without it; one with
+        changed settings with DASO as published; DASO without blend and alignment, of which the train mode of the moving
+        average is left, with the same without DASO. ``change`` also names what else is another setting, as the paper's
+        ReMixMatch does not align on CIFAR10-LT with DASO.
 
     Raises
     ------
@@ -116,14 +123,17 @@ def paired_changes(runs, measure="plain"):
     groups, rows = _groups(runs), []
     for group, by_seed in groups.items():
         without = " + ".join(part for part in group.label.split(" + ") if part != "DASO")
-        before = group._replace(variant="") if group.variant else group._replace(label=without)
+        named = {"": "+ DASO", TRAIN_MODE_ALONE: "+ train mode"}
+        change = named.get(group.variant, group.variant)
+        before = group._replace(label=without if group.variant in named else group.label, variant="")
         base = groups.get(before, {})
         common = sorted(by_seed.keys() & base.keys())
         if common and before != group:
             first, second = ([each[seed].result[measure]["accuracy"] for seed in common] for each in (base, by_seed))
-            rows.append((*group.split[:2], before.label, group.variant or "+ DASO",
+            more = _other_changes(base[common[0]].config, by_seed[common[0]].config)
+            rows.append((*group.where, before.label, f"{change}, {more}" if more else change,
                          *estimate(np.subtract(second, first))))
-    return pd.DataFrame(rows, columns=["dataset", "unlabeled", "method", "change", *Estimate._fields])
+    return _table(rows, ["method", "change", *Estimate._fields])
 
 
 def order_agreement(published, runs):
@@ -143,13 +153,23 @@ def order_agreement(published, runs):
         ``methods`` and ``seeds``, how many are compared: the methods that are in both, on the seeds that all of them
         have; ``correlation`` of their means in [-1, 1], and ``low`` and ``high``, its 95 % interval: our seeds are
         drawn anew, the same for all methods, and the published means from normal distributions with their standard
-        errors. It says how sure the order of these methods is, not what others would do. NaN with fewer than three
-        methods, the interval with fewer than two seeds.
+        errors. That adds noise to means which have it, and pulls the drawn correlations towards 0: where the interval
+        would not hold the correlation itself, it ends there. It says how sure the order of these methods is, not what
+        others would do. NaN with fewer than three methods, the interval with fewer than two seeds.
+
+    Raises
+    ------
+    ValueError
+        If a method has runs of several splits or scales.
     """
     cells = published[(published["measure"] == "accuracy") & (published["variant"] == "")]
     cells = cells.drop_duplicates("method").set_index("method")
-    ours = {group.label: by_seed for group, by_seed in _groups(as_published(runs)).items()
-            if group.label in cells.index}
+    ours = {}
+    for group, by_seed in _groups(as_published(runs)).items():
+        if group.label in ours:
+            raise ValueError(f"runs has several splits or scales of {group.label}: compare one of them")
+        if group.label in cells.index:
+            ours[group.label] = by_seed
     seeds = sorted(set.intersection(*map(set, ours.values()))) if ours else []
     found = {"methods": len(ours), "seeds": len(seeds), "correlation": np.nan, "low": np.nan, "high": np.nan}
     if len(ours) < 3 or not seeds:
@@ -162,7 +182,8 @@ def order_agreement(published, runs):
         error = (paper["published_std"] / paper["published_seeds"]**0.5).fillna(0).to_numpy()
         printed = np.random.default_rng(1).normal(paper["published"], error, (RESAMPLES, len(error)))
         drawn = accuracy[:, _draws(len(seeds))].mean(axis=2).T
-        found["low"], found["high"] = np.nanquantile(_rank_correlations(drawn, printed), _ends()).tolist()
+        low, high = np.nanquantile(_rank_correlations(drawn, printed), _ends()).tolist()
+        found |= {"low": min(low, found["correlation"]), "high": max(high, found["correlation"])}
     return found
 
 
@@ -179,16 +200,15 @@ def order_table(published, runs):
     Returns
     -------
     DataFrame
-        ``dataset`` and ``unlabeled`` of our runs, and what `order_agreement` returns; the cells of the paper beside
-        them are those of the same unlabeled classes.
+        ``dataset`` and ``unlabeled`` of our runs, what else of `WHERE` tells rows apart, and what `order_agreement`
+        returns; the cells of the paper beside them are those of the same unlabeled classes.
     """
     groups = {}
     for run in runs:
-        groups.setdefault((run.config["dataset"], run.config["unlabeled"]), []).append(run)
-    rows = [{"dataset": dataset, "unlabeled": unlabeled}
-            | order_agreement(published[published["unlabeled"] == unlabeled], members)
-            for (dataset, unlabeled), members in groups.items()]
-    return pd.DataFrame(rows)
+        groups.setdefault(_where(run), []).append(run)
+    rows = [(*where, *order_agreement(published[published["unlabeled"] == where[1]], members).values())
+            for where, members in groups.items()]
+    return _table(rows, ["methods", "seeds", "correlation", "low", "high"])
 
 
 def format_estimates(table):
@@ -207,7 +227,7 @@ def format_orders(table):
     """Text of an `order_table`."""
     if table.empty:
         return "no finished runs to compare"
-    shown = table[["dataset", "unlabeled", "methods", "seeds"]].copy()
+    shown = table[[name for name in table.columns if name not in ("correlation", "low", "high")]].copy()
     shown["rank correlation"] = ["-" if np.isnan(value) else f"{value:+.2f}" for value in table["correlation"]]
     shown["interval"] = [_interval(low, high, scale=1, digits=2)
                          for low, high in zip(table["low"], table["high"], strict=True)]
@@ -222,10 +242,13 @@ def reading(gaps, changes, orders):
         parts.append(f"the best evaluation of a run is {low:.1f} to {high:.1f} points above the median of its last 20, "
                      f"by method, {middle:.1f} in the middle")
     for change, part in changes.groupby("change", sort=False):
-        n_above, n_below = (part["low"] > 0).sum(), (part["high"] < 0).sum()
-        mean = 100 * part["mean"].mean()
-        parts.append(f"{change}: {(part['mean'] > 0).sum()} of {len(part)} differences are above 0, {mean:+.1f} points "
-                     f"on average; intervals above 0: {n_above}, below: {n_below}")
+        mean, sure = 100 * part["mean"].mean(), part[part["seeds"] >= ENOUGH]
+        text = (f"{change}: {(part['mean'] > 0).sum()} of {len(part)} differences are above 0, {mean:+.1f} points on "
+                "average")
+        if len(sure):
+            n_above, n_below = (sure["low"] > 0).sum(), (sure["high"] < 0).sum()
+            text += f"; of {len(sure)} intervals from {ENOUGH} seeds or more {n_above} are above 0 and {n_below} below"
+        parts.append(text)
     for row in orders.to_dict("records"):
         if not np.isnan(row["correlation"]):
             parts.append(f"order of {row['methods']} methods on {row['dataset']}, {row['unlabeled']}: rank correlation "
@@ -239,13 +262,30 @@ def _groups(runs):
     groups = {}
     for run in runs:
         if run.result is not None:
-            size = tuple(run.config.get(name) for name in SIZE)
-            group = Group(tuple(run.config.get(name) for name in SETTING), size, run.label, variant(run.config))
-            by_seed = groups.setdefault(group, {})
+            by_seed = groups.setdefault(Group(_where(run), run.label, variant(run.config)), {})
             for other in by_seed.values():
                 check_same_study(other, run)
             by_seed[run.config["seed"]] = run
     return groups
+
+
+def _where(run):
+    values = (run.config.get(name) for name in WHERE)
+    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def _other_changes(before, after):
+    """Text on settings of both configurations that differ and are not DASO's."""
+    return settings_text({name: value for name, value in after.items()
+                          if name in before and before[name] != value and name not in DASO_ALONE})
+
+
+def _table(rows, columns):
+    """Make a table of rows that begin with the values of `WHERE`; of these, what tells rows apart is kept."""
+    table = pd.DataFrame(rows, columns=[*WHERE, *columns])
+    kinds = table.groupby(["dataset", "unlabeled"], dropna=False)
+    same = [name for name in WHERE[2:] if (kinds[name].nunique(dropna=False) <= 1).all()]
+    return table.drop(columns=same)
 
 
 def _draws(n):

@@ -33,6 +33,7 @@ from dasolib.results import (
     share_change,
     share_table,
     study_runs,
+    telling,
     validation_table,
 )
 from tests.hand_made import FINAL, TEST, counts_of, make_run, write_run
@@ -262,6 +263,23 @@ def test_runs_that_each_start_from_a_run_of_their_own_seed_are_averaged(tmp_path
             for seed in (0, 1)]
     runs = [dataclasses.replace(run, config=run.config | {"taken": seed}) for seed, run in enumerate(runs)]
     assert results_table(runs)["seeds"].tolist() == [2]
+
+
+def test_what_tells_runs_apart_is_found_in_their_split_and_scale(tmp_path):
+    runs = [make_run(tmp_path, seed=0), make_run(tmp_path / "long", seed=0, total_steps=20_000)]
+    assert telling(runs) == ("dataset", "unlabeled", "total_steps", "method")
+    assert telling([runs[0], make_run(tmp_path / "other", unlabeled="uniform", n1=20)]) == (
+        "dataset", "unlabeled", "method")
+    table = results_table(runs, by=telling(runs))
+    assert table[["total_steps", "seeds"]].to_numpy().tolist() == [[10_000, 1], [20_000, 1]]
+
+
+def test_settings_are_found_however_a_run_writes_them(tmp_path):
+    """An older run lacks what all had then, and JSON has lists."""
+    runs = [make_run(tmp_path, rebalance="daso")]
+    for settings in ({"network": "wrn"}, {"compile": False}, {"rebalance": ("daso",)}, {"rebalance": ["daso"]}):
+        assert select(runs, **settings) == runs
+    assert results_table(runs, by=("rebalance",))["rebalance"].tolist() == [("daso",)]
 
 
 def test_two_runs_of_one_seed_are_refused(tmp_path):

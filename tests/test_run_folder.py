@@ -272,6 +272,22 @@ def three_evaluations(folder):
     return folder
 
 
+@pytest.mark.parametrize("n_read", [0, 1, 2, 3])
+def test_counts_are_whole_at_whatever_moment_of_its_end_a_run_is_read(n_read, three_evaluations, monkeypatch):
+    """Before the reader opens its file number `n_read`, the run ends."""
+    read, opened = dasolib.run_folder._read_npz, []
+
+    def read_late(file):
+        if len(opened) == n_read:
+            opened.append(None)
+            three_evaluations.finish_counts()
+        opened.append(file)
+        return read(file)
+
+    monkeypatch.setattr(dasolib.run_folder, "_read_npz", read_late)
+    assert_counts(read_counts(three_evaluations.path), (2, 4, 6))
+
+
 @pytest.mark.parametrize("steps", [(2,), (2, 4), (2, 4, 6)])
 def test_what_was_recorded_after_the_checkpoint_is_dropped(steps, three_evaluations):
     folder = three_evaluations

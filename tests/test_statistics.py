@@ -13,6 +13,7 @@ from dasolib.statistics import (
     order_agreement,
     order_table,
     paired_changes,
+    reading,
 )
 from tests.hand_made import TEST, make_run
 from tests.test_comparison import paper_run
@@ -59,7 +60,56 @@ def test_a_changed_setting_is_compared_with_daso_as_published(tmp_path):
         ["FixMatch + LA + DASO", "ema_train_mode = False", pytest.approx(0.15)]]
 
 
-@pytest.mark.parametrize("settings", [{"unlabeled": "reversed"}, {"n1": 400}, {"total_steps": 5000},
+def test_daso_of_which_the_train_mode_is_left_is_compared_with_its_base_learner(tmp_path):
+    """TEST has .65, BETTER .8."""
+    runs = [paper_run(tmp_path / "a"), paper_run(tmp_path / "b", rebalance="daso"),
+            paper_run(tmp_path / "c", rebalance="daso", fixed_blend=0.0, lambda_align=0.0, test=BETTER)]
+    assert paired_changes(runs)[["method", "change", "mean"]].to_numpy().tolist() == [
+        ["FixMatch", "+ DASO", 0.0], ["FixMatch", "+ train mode", pytest.approx(0.15)]]
+
+
+def test_a_change_names_what_else_is_changed_with_it(tmp_path):
+    """On CIFAR10-LT the paper's ReMixMatch does not align with DASO."""
+    runs = [paper_run(tmp_path / "a", method="remixmatch"),
+            paper_run(tmp_path / "b", method="remixmatch", rebalance="daso"),
+            paper_run(tmp_path / "c"), paper_run(tmp_path / "d", rebalance="daso", lr=0.01)]
+    assert paired_changes(runs)["change"].tolist() == ["+ DASO, alignment = False", "+ DASO, lr = 0.01"]
+
+
+def test_rows_of_several_splits_and_scales_say_what_tells_them_apart(tmp_path):
+    runs = [paper_run(tmp_path / "a"), paper_run(tmp_path / "b", n1=500), paper_run(tmp_path / "c", total_steps=500)]
+    assert best_gaps(runs)[["dataset", "unlabeled", "n1", "total_steps", "method"]].to_numpy().tolist() == [
+        ["cifar10", "equal", 1500, 10_000, "FixMatch"], ["cifar10", "equal", 500, 10_000, "FixMatch"],
+        ["cifar10", "equal", 1500, 500, "FixMatch"]]
+    assert list(best_gaps(runs[:1]))[:4] == ["dataset", "unlabeled", "method", "mean"]
+    orders = order_table(MAIN, runs)
+    assert orders[["n1", "total_steps", "methods"]].to_numpy().tolist() == [[1500, 10_000, 1], [500, 10_000, 1],
+                                                                           [1500, 500, 1]]
+    assert format_orders(orders).splitlines()[0].split() == (
+        "dataset unlabeled n1 total_steps methods seeds rank correlation interval".split())
+    with pytest.raises(ValueError, match="several splits or scales of FixMatch"):
+        order_agreement(EQUAL, runs)
+
+
+def test_the_interval_of_an_order_holds_the_correlation(tmp_path):
+    """Two seeds that differ by less than what they are drawn with."""
+    cells = EQUAL[EQUAL["measure"].eq("accuracy") & EQUAL["variant"].eq("")]
+    close = cells.assign(published=[0.7 + 1e-4 * i for i in range(len(cells))])
+    found = order_agreement(close, ranked_runs(tmp_path, [(WORSE, BETTER, TEST)] * 2))
+    assert found["low"] <= found["correlation"] <= found["high"]
+
+
+def test_an_interval_is_counted_from_four_seeds_on(tmp_path):
+    runs = [paper_run(tmp_path, seed=seed, rebalance=rebalance, test=test)
+            for seed in range(4) for rebalance, test in (("", TEST), ("daso", BETTER))]
+    orders = order_table(MAIN, runs)
+    line = "+ DASO: 1 of 1 differences are above 0, +15.0 points on average"
+    assert f"; {line}; of 1 intervals from 4 seeds or more 1 are above 0 and 0 below" in (
+        reading(best_gaps(runs), paired_changes(runs), orders))
+    assert reading(best_gaps(runs[:6]), paired_changes(runs[:6]), orders).endswith(f"; {line}.")
+
+
+@pytest.mark.parametrize("settings", [{"unlabeled": "reversed"}, {"n1": 400}, {"total_steps": 5000}, {"n_val": 100},
                                       {"preset": "paper"}, {"finished": False}])
 def test_runs_of_another_split_or_scale_and_unfinished_ones_are_no_pair(tmp_path, settings):
     runs = [paper_run(tmp_path / "a"), paper_run(tmp_path / "b", rebalance="daso", **settings)]
