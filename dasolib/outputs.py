@@ -13,6 +13,7 @@ from dasolib.run_folder import resolve
 
 FILE = "outputs.npz"  # of a run folder; not among the small files that are committed
 NEIGHBOURS = 10
+OTHER_RULE = ("supervised", "distribution_estimate", "usadtm")  # no threshold says what these learn
 
 
 def runs_with_outputs(folders):
@@ -144,8 +145,9 @@ def entropy_table(run, arrays, *, kind="linear"):
     Returns
     -------
     DataFrame
-        ``method``; ``entropy`` in [0, 1], as a share of that of the uniform distribution; ``is_confident``, whether the
-        run would learn the label: at or above its threshold, or always in a method without one; ``is_known``.
+        ``method``; ``entropy`` in [0, 1], as a share of that of the uniform distribution; ``is_confident``, 1 where the
+        run would learn the final pseudo-label, at or above its threshold, or always in a method without one, and 0
+        elsewhere; NaN where another rule says so (supervised methods, USADTM, BOSS); ``is_known``.
 
     Raises
     ------
@@ -157,9 +159,13 @@ def entropy_table(run, arrays, *, kind="linear"):
         raise ValueError(f"kind={kind!r}: run {run.name} has {choices}")
     probs = arrays[kind].astype(np.float64)
     terms = np.where(probs > 0, probs * np.log(probs.clip(min=1e-300)), 0)
-    mask = confident_labels(torch.from_numpy(probs), run.config.get("threshold", 0))[1]
+    if run.config["method"] in OTHER_RULE or "boss" in run.config["rebalance"]:
+        is_confident = np.nan
+    else:
+        final = torch.from_numpy(arrays["final"].astype(np.float64))
+        is_confident = confident_labels(final, run.config.get("threshold", 0))[1].numpy()
     return pd.DataFrame({"method": run.label, "entropy": -terms.sum(axis=1) / np.log(probs.shape[1]),
-                         "is_confident": mask.numpy() == 1, "is_known": arrays["unlabeled_target"] >= 0})
+                         "is_confident": is_confident, "is_known": arrays["unlabeled_target"] >= 0})
 
 
 def open_set_table(tables):

@@ -96,7 +96,7 @@ def test_maps_of_nothing_are_refused(run, clusters):
 def test_entropy_is_a_share_of_that_of_the_uniform_distribution(run):
     table = entropy_table(run, arrays_of([0, 1, -1], [CERTAIN, [0.5, 0.5, 0, 0], UNSURE]))
     assert table["entropy"].tolist() == pytest.approx([0, 0.5, 1])
-    assert table["is_confident"].tolist() == [True, False, False] and table["is_known"].tolist() == [True, True, False]
+    assert table["is_confident"].tolist() == [1, 0, 0] and table["is_known"].tolist() == [True, True, False]
     with pytest.raises(ValueError, match="kind='semantic': run run has linear, final"):
         entropy_table(run, arrays_of([0], [CERTAIN]), kind="semantic")
 
@@ -111,6 +111,19 @@ def test_entropy_tells_unknown_classes_from_known_ones_as_far_as_it_does(run):
     no_threshold = dataclasses.replace(run, config={name: value for name, value in run.config.items()
                                                     if name != "threshold"})
     assert entropy_table(no_threshold, arrays_of([0], [UNSURE]))["is_confident"].all()  # it learns every pseudo-label
+    for settings in ({"rebalance": ["boss"]}, {"method": "usadtm"}, {"method": "supervised"}):
+        other = dataclasses.replace(run, config=run.config | settings)
+        assert entropy_table(other, arrays_of([0], [CERTAIN]))["is_confident"].isna().all()
+
+
+def test_confident_is_what_the_final_pseudo_label_is_whatever_kind_is_shown(run):
+    arrays = arrays_of([0, 1], [CERTAIN, UNSURE]) | {"final": np.array([UNSURE, CERTAIN])}
+    table = entropy_table(run, arrays, kind="linear")
+    assert table["entropy"].tolist() == pytest.approx([0, 1]) and table["is_confident"].tolist() == [0, 1]
+
+
+def test_an_open_set_table_is_printed_in_percent(run):
+    table = entropy_table(run, arrays_of([0, 1, -1, -1], [CERTAIN, [0.5, 0.5, 0, 0], UNSURE, CERTAIN]))
     assert format_open_set(open_set_table([table])).splitlines()[1].split() == (
         "FixMatch 2 2 25.0 50.0 50.0 50.0 62.5".split())
 
