@@ -25,6 +25,7 @@ from dasolib.evaluation import (
     share_correct,
     summarize,
 )
+from dasolib.host import prepare_host
 from dasolib.methods import LEARNERS
 from dasolib.models import build_network, prepare_network
 from dasolib.rebalance import REBALANCERS, build_rebalance
@@ -68,7 +69,7 @@ def run(config, run_dir=None, *, progress=True, resident=None):
         If a loss was NaN or infinite: names the first such step and its terms. No checkpoint is written after it.
     """
     device = choose_device(config.device)
-    torch.set_num_threads(config.threads)
+    prepare_host(config.threads)
     if config.compile:
         check_compiler(device)
     prepare_network(config)

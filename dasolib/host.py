@@ -1,0 +1,22 @@
+"""What a training sets in its own process: threads, and what becomes of freed memory."""
+
+import ctypes
+import sys
+
+import torch
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
+
+
+def prepare_host(threads):
+    """Compute with `threads` threads, and keep freed memory in the process.
+
+    A step on a CPU frees its activations and allocates as many in the next. By default the C library gives large pieces
+    back to the system, which clears every page again: `python -m benchmarks.host_memory` measures what that costs. The
+    process then holds its peak until it ends. Where the C library is not glibc, it does as it likes.
+    """
+    torch.set_num_threads(threads)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)  # everything from the heap,
+        mallopt(M_TRIM_THRESHOLD, -1)  # of which nothing is returned
