@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import daso_cost, roofline, seeds, step
+from benchmarks import daso_cost, host_memory, roofline, seeds, step
 from benchmarks.roofline import CallCounter
 from benchmarks.workload import build, random_data
 from dasolib.config import make_config
@@ -137,3 +137,14 @@ def test_the_least_time_of_a_gpu_is_that_of_arithmetic_or_traffic(small, monkeyp
     assert narrow["minutes"] == pytest.approx(counts["bytes"] / 1e9 * 250_000 / 60)
     assert narrow["fused_minutes"] < narrow["minutes"]
     assert roofline.format_numbers(numbers) in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_host_memory_measures_both_ways(monkeypatch):
+    monkeypatch.setattr(host_memory, "SIZES", {"small": ({}, 1)})
+    monkeypatch.setattr(host_memory, "WARM_UP", 1)
+    ms, faults = host_memory.measure_one("small", "default")
+    assert ms > 0 and faults >= 0
+    rows = [{"step": "small", "ms_default": 150.0, "ms_kept": 100.0, "faults_default": 5661, "faults_kept": 1,
+             "faster": 1.5}]
+    assert host_memory.format_rows(rows).splitlines()[1].split() == "small 150.0 100.0 1.50x 5,661 1".split()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import augment, daso_cost, roofline, run_costs, seeds, step
+from benchmarks import augment, daso_cost, host_memory, roofline, run_costs, seeds, step
 from dasolib.residency import RESIDENT_SHARE
 from dasolib.results import format_table, load_runs, results_table
 
@@ -21,6 +21,7 @@ TABLES = {
     "augment": lambda numbers: augment.format_rows(numbers["views"]),
     "step": step.format_numbers,
     "step_without_amx": step.format_numbers,
+    "host_memory": lambda numbers: host_memory.format_rows(numbers["rows"]),
     "daso_cost": lambda numbers: daso_cost.format_rows(numbers["rows"]),
     "roofline": roofline.format_numbers,
     "run_costs": run_costs.format_costs,
