@@ -189,8 +189,8 @@ def _versions():
     commit = f"{made_in['commit'] or 'no repository'}{', with changes' if made_in['dirty'] else ''}"
     rows = {"commit": commit, "python": made_in["python"], "platform": made_in["platform"]}
     rows |= {name: version(name) for name in PACKAGES}
-    return ["<table>", *(f"<tr><td>{name}</td><td>{html.escape(text)}</td></tr>" for name, text in rows.items()),
-            "</table>"]
+    lines = (f"<tr><td>{name}</td><td>{html.escape(text)}</td></tr>" for name, text in rows.items())
+    return ['<div class="scroll"><table>', *lines, "</table></div>"]
 
 
 def _lines(text):

@@ -25,7 +25,7 @@ RUN_ELSEWHERE = (
     "python -m benchmarks.methods --rounds 1",  # tests/test_benchmarks.py
     "python -m dasolib.sweep studies/table1.yaml --jobs 4",  # a smaller grid: tests/test_sweep.py
 )
-OF_THE_SHELL = ("source .venv/bin/activate", "mkdir -p runs/first runs/photos runs/paper")
+OF_THE_SHELL = ("source .venv/bin/activate", "mkdir -p runs/first runs/photos runs/alone")
 
 
 def write_photos(folder):
