@@ -1,6 +1,7 @@
 """One function for each figure: data in, a matplotlib `Figure` out; one style, and one look for each method."""
 
 import io
+import math
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from dasolib.run_folder import resolve
 STYLE = Path(__file__).with_name("figures.mplstyle")
 COLUMN, PAGE = 3.25, 6.75  # inches: the width of one column of a paper, and of both
 MOST_CLASSES_NAMED = 20  # with more classes an axis has no room for a tick at each
+MOST_IN_A_ROW = 3  # panels of class shares; with more there is no room for their titles
 
 NOTHING_KNOWN = "true classes unknown:\ncounts of predictions only"
 TITLES = {"recall": "recall of pseudo-labels", "precision": "precision of pseudo-labels", "accuracy": "test accuracy"}
@@ -244,9 +246,9 @@ def class_distribution(runs, *, class_names=None):
     Returns
     -------
     Figure
-        Stacked shares, the first class at the bottom and darkest, of all pseudo-labels, confident or not; the bar
-        beside each panel holds the true classes of the same images, where they are known, or a text where none is. At
-        the bottom, for each method, how many pseudo-labels the bar leaves out.
+        Stacked shares, the first class at the bottom and darkest, of all pseudo-labels, confident or not, three methods
+        in a row; the bar beside each panel holds the true classes of the same images, where they are known, or a text
+        where none is. At the bottom, for each method, how many pseudo-labels the bar leaves out.
 
     Raises
     ------
@@ -255,9 +257,13 @@ def class_distribution(runs, *, class_names=None):
     """
     methods, notes = by_label(runs), []
     with style.context(STYLE):
-        fig = Figure(figsize=(PAGE, 2.2), layout="constrained")
-        widths = [12, 1] * len(methods)
-        axes = fig.subplots(1, 2 * len(methods), sharey=True, width_ratios=widths, squeeze=False)[0]
+        n_columns = min(len(methods), MOST_IN_A_ROW)
+        n_rows = math.ceil(len(methods) / n_columns)
+        fig = Figure(figsize=(PAGE, 2.2 * n_rows), layout="constrained")
+        grid = fig.subplots(n_rows, 2 * n_columns, sharey=True, width_ratios=[12, 1] * n_columns, squeeze=False)
+        axes, unused = np.split(grid.ravel(), [2 * len(methods)])
+        for ax in unused:
+            ax.remove()
         for (method, members), ax, beside in zip(methods.items(), axes[::2], axes[1::2], strict=True):
             steps, counts = _aligned(members, lambda run: run.pseudo_labels("final"))
             counts = counts.sum(axis=0)  # over seeds
@@ -283,7 +289,8 @@ def class_distribution(runs, *, class_names=None):
             for each in (ax, beside):
                 each.grid(False)
                 each.tick_params(axis="y", length=0 if each is beside else 2.5)
-        axes[0].set_ylabel("share of pseudo-labels (%)")
+        for ax in grid[:, 0]:
+            ax.set_ylabel("share of pseudo-labels (%)")
         axes[0].yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
         edges = mpl.colors.BoundaryNorm(np.arange(k + 1) - 0.5, k)
         scale = mpl.cm.ScalarMappable(norm=edges, cmap=mpl.colors.ListedColormap(colors))
@@ -483,6 +490,7 @@ def open_set(table):
             ax.set(title=method, xlabel="entropy (% of the uniform distribution's)", xlim=(0, 1))
             ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
             ax.legend(loc="upper right")
+        axes[0].set_ylim(top=1.25 * axes[0].get_ylim()[1])  # room for the legends above the highest share
         axes[0].set_ylabel("share of these images (%)")
         axes[0].yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     return fig
@@ -529,7 +537,8 @@ def _aligned(runs, arrays_of):
 def _line(ax, x, mean, std, method, *, marker):
     """Draw the means (n,) of a method over x (n,), and a band of the standard deviations that are not NaN."""
     color, dashes, symbol, _ = look(method)
-    ax.plot(x, mean, color=color, linestyle=dashes, marker=symbol if marker else None, label=method)
+    ax.plot(x, mean, color=color, linestyle=dashes, marker=symbol if marker else None, label=method,
+            clip_on=not marker)  # a marker at 0 or 100 % is drawn whole
     if not np.isnan(std).all():
         ax.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
 

@@ -213,23 +213,37 @@ def tiny_study(tmp_path_factory):
 
 @slow
 def test_pseudo_label_bias_reports_any_study_and_names_what_is_missing(tiny_study, tmp_path):
-    root, notebooks = (execute("pseudo_label_bias", tmp_path, {"runs_dir": str(tiny_study)}, cwd=cwd)
-                       for cwd in (ROOT, NOTEBOOKS))
+    parameters = {"runs_dirs": str(tiny_study), "dataset": "mnist5k"}
+    root, notebooks = (execute("pseudo_label_bias", tmp_path, parameters, cwd=cwd) for cwd in (ROOT, NOTEBOOKS))
     assert printed(root) == printed(notebooks)
-    assert pictures(root) == pictures(notebooks)
+    assert pictures(root) == pictures(notebooks) and len(pictures(root)) == 4
     (line,) = [line for line in printed(root).splitlines() if line.endswith("s2 absent")]
     assert re.match(r"mnist5k +reversed +FixMatch \+ DASO ", line)
-    assert reading(root).count("test accuracy") == 3
-    assert reading(root).count("one seed") == 2
-    assert "than the larger standard deviation over seeds" in reading(root)
+    assert "mnist5k, unlabeled classes reversed: no run of USADTM\n" in printed(root)
+    assert "mnist5k, unlabeled classes equal: no finished run\n" in printed(root)
+    assert re.search(r"^FixMatch +3 .*\n.*\nFixMatch \+ DASO +2 ", printed(root), re.MULTILINE)  # averages over seeds
+    assert reading(root).count(" of 2 seeds)") == 1
 
 
 @slow
-def test_pseudo_label_bias_copes_with_an_empty_folder(tmp_path):
+def test_averages_stand_beside_those_of_the_papers_figure(tiny_study, tmp_path):
+    notebook = execute("pseudo_label_bias", tmp_path, {"runs_dirs": str(tiny_study), "figures_dir": str(tmp_path)})
+    _, beside = printed(notebook).split("cifar10, unlabeled classes equal; paper°: figure 5\n")
+    assert re.search(r"^FixMatch +1 .* 68\.0 +84\.0 +68\.6$", beside, re.MULTILINE)
+    assert re.search(r"^USADTM +0 +- +- +- +74\.0 +57\.0 +72\.3$", beside, re.MULTILINE)
+    assert reading(notebook).count(" of 1 seed)") == 2
+    assert {path.stem for path in tmp_path.glob("*.png")} == {
+        f"cifar10-{kind}-{name}" for kind in ("equal", "reversed")
+        for name in ("bias", "classes", "curves", "fixmatch-daso-linear-semantic")}
+
+
+@slow
+@pytest.mark.parametrize(("name", "kinds"), [("pseudo_label_bias", 2), ("other_learners", 3)])
+def test_figures_of_pseudo_labels_cope_with_an_empty_folder(name, kinds, tmp_path):
     (tmp_path / "runs").mkdir()
-    notebook = execute("pseudo_label_bias", tmp_path, {"runs_dir": str(tmp_path / "runs")})
+    notebook = execute(name, tmp_path, {"runs_dirs": str(tmp_path / "runs")})
     assert reading(notebook) == "Reading: no pair of finished runs to compare."
-    assert printed(notebook).count("absent") == 3 * 2 + 3 * 3
+    assert printed(notebook).count("no run of ") == kinds
     assert pictures(notebook) == []
 
 
@@ -238,15 +252,6 @@ def test_pseudo_label_bias_copes_with_an_empty_folder(tmp_path):
 def test_a_notebook_of_committed_runs_prints_by_default_what_is_stored(name, tmp_path):
     """Running it again leaves no difference in what it prints. nbval does the same from the notebooks' own folder."""
     assert printed(execute(name, tmp_path)) == printed(stored(name))
-
-
-@slow
-def test_other_learners_names_what_is_missing(tmp_path):
-    (tmp_path / "runs").mkdir()
-    notebook = execute("other_learners", tmp_path, {"runs_dir": str(tmp_path / "runs")})
-    assert reading(notebook) == "Reading: no pair of finished runs to compare."
-    assert printed(notebook).count("absent") == 4
-    assert pictures(notebook) == []
 
 
 @slow
@@ -313,12 +318,20 @@ def test_the_cpu_study_compares_daso_on_the_seeds_that_there_are(tiny_study, tmp
 
 @slow
 def test_features_of_runs_that_have_them_are_mapped(tiny_study, tmp_path):
-    folders = [folder for folder in sorted(tiny_study.iterdir()) if folder.name.startswith("cifar10-fixmatch-s0")]
-    parameters = {"run_dirs": ",".join(map(str, folders)), "n_images": 20, "figures_dir": str(tmp_path / "figures")}
+    parameters = {"runs_dirs": str(tiny_study), "dataset": "cifar10", "n_images": 20,
+                  "methods": "FixMatch,FixMatch + DASO,FixMatch + ABC", "figures_dir": str(tmp_path / "figures")}
     notebook = execute("features", tmp_path, parameters)
-    assert printed(notebook).count("FixMatch on cifar10, unlabeled classes ") == len(folders) == 2
-    assert "of the nearest neighbours of an image" in reading(notebook) and len(pictures(notebook)) == 1
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["features.png"]
+    assert printed(notebook).count(" on cifar10, unlabeled classes reversed, seed 0: ") == 2
+    assert "FixMatch + ABC: no finished run on cifar10, unlabeled classes reversed, seed 0\n" in printed(notebook)
+    assert reading(notebook).count("of the nearest neighbours of an image") == 2 and len(pictures(notebook)) == 1
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["cifar10-reversed-features.png"]
+
+
+@slow
+def test_without_images_of_unknown_class_the_open_set_notebook_says_so(tiny_study, tmp_path):
+    notebook = execute("open_set", tmp_path, {"runs_dirs": str(tiny_study), "dataset": "cifar10"})
+    assert "No image of unknown class in these runs" in printed(notebook) and len(pictures(notebook)) == 1
+    assert reading(notebook).startswith("Reading: no image of unknown class in these runs; entropy for known classes: ")
 
 
 def fenced(name, language):
@@ -333,8 +346,9 @@ def test_entropies_of_digits_of_unknown_classes_are_drawn(tmp_path):
     subprocess.run([sys.executable, "-c", fenced("open_set", "python")], cwd=tmp_path, check=True)
     config = make_config("cpu", dataset=str(tmp_path / "data/open_digits.npz"), method="fixmatch", total_steps=2,
                          flip=False, threads=1, device="cpu")
-    run(config, tmp_path / "run", progress=False)
-    notebook = execute("open_set", tmp_path, {"run_dirs": str(tmp_path / "run")})
+    run(config, tmp_path / "runs/run", progress=False)
+    parameters = {"runs_dirs": str(tmp_path / "runs"), "dataset": "open_digits", "unlabeled": "unknown"}
+    notebook = execute("open_set", tmp_path, parameters)
     (line,) = [line for line in printed(notebook).splitlines() if line.startswith("FixMatch  ")]
     known, unknown = map(int, line.split()[1:3])
     assert (known, unknown) == (8 * 400 - 153, 800)
@@ -345,9 +359,11 @@ def test_entropies_of_digits_of_unknown_classes_are_drawn(tmp_path):
 @pytest.mark.parametrize(("name", "said"), [("features", "no run with stored features"),
                                             ("open_set", "no run with stored predictions")])
 def test_without_stored_outputs_a_notebook_says_how_to_make_a_run(name, said, tmp_path):
-    notebook = execute(name, tmp_path, {"run_dirs": str(tmp_path / "absent")}, cwd=NOTEBOOKS)
+    make_run(tmp_path / "runs")  # finished, without outputs.npz
+    notebook = execute(name, tmp_path, {"runs_dirs": str(tmp_path / "runs")}, cwd=NOTEBOOKS)
     assert reading(notebook) == f"Reading: {said}."
-    assert f"No run with outputs.npz in {tmp_path / 'absent'}" in printed(notebook) and pictures(notebook) == []
+    assert "FixMatch: no outputs.npz in runs/run; the commands above make" in printed(notebook)
+    assert "FixMatch + DASO: no finished run on mnist5k" in printed(notebook) and pictures(notebook) == []
 
 
 def own_method():

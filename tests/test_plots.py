@@ -99,6 +99,7 @@ def test_bias_figure_shows_the_numbers_of_its_table(runs):
     np.testing.assert_allclose(bars_of(recall_groups)["FixMatch"], [0.8, 0.5, 0.4])
     np.testing.assert_allclose(bars_of(precision_groups)["FixMatch + DASO"], [8 / 14, 1, 0.5])
     np.testing.assert_allclose(bars_of(accuracy_groups)["FixMatch"], [0.9, 0.85, 0.3])
+    assert not lines_of(recall)["FixMatch"].get_clip_on()  # a marker at 0 or 100 % is whole
     assert [text.get_text() for text in recall_groups.get_xticklabels()] == ["head", "medium", "tail"]
 
 
@@ -245,6 +246,17 @@ def test_distribution_stacks_the_shares_beside_the_true_ones(runs):
     assert all(same_color(a, bar.get_facecolor()) for a, bar in zip(areas, fig.axes[1].patches, strict=True))
 
 
+def test_shares_of_a_fourth_method_stand_in_another_row(tmp_path):
+    fig = plots.class_distribution([make_run(tmp_path, rebalance=names) for names in ("", "la", "daso", "abc")])
+    panels, beside, (bar,) = fig.axes[:8:2], fig.axes[1:8:2], fig.axes[8:]
+    assert [ax.get_title() for ax in panels] == [
+        f"FixMatch{more} (1 seed)" for more in ("", " + LA", " + DASO", " + ABC")]
+    assert [ax.get_subplotspec().rowspan.start for ax in panels] == [0, 0, 0, 1]
+    assert [ax.get_ylabel() for ax in panels] == ["share of pseudo-labels (%)", "", "", "share of pseudo-labels (%)"]
+    assert all(len(ax.patches) == 4 for ax in beside) and bar.get_ylabel() == "class"
+    np.testing.assert_allclose(fig.get_size_inches(), [6.75, 4.4])
+
+
 def test_curves_average_up_to_the_last_step_that_all_seeds_reached(tmp_path):
     runs = [make_run(tmp_path, seed=0), make_run(tmp_path, seed=1, test=BETTER, evaluations=2, finished=False)]
     line = lines_of(plots.accuracy_curves(runs).axes[0])["FixMatch"]
@@ -324,6 +336,7 @@ def test_entropies_are_shares_of_the_images_of_each_kind():
     known, unknown = (patch.get_data().values for patch in ax.patches[::2])
     np.testing.assert_allclose(known[[0, 12]], [2 / 3, 1 / 3])
     assert unknown[24] == 1 and known.sum() == pytest.approx(1) and unknown.sum() == 1
+    assert ax.get_ylim()[1] > 1.25  # room for the legend above the highest share
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["known classes (3)", "unknown classes (1)"]
     only = plots.open_set(table[:3]).axes[0]
     assert [text.get_text() for text in only.get_legend().get_texts()] == ["known classes (3)"]
@@ -348,7 +361,9 @@ def test_nothing_is_drawn_outside_the_figure(tmp_path, runs):
     for fig in (plots.pseudo_label_bias(bias_table(runs)), plots.linear_against_semantic(linear, semantic),
                 plots.class_distribution(runs), plots.accuracy_curves(runs),
                 plots.pseudo_label_bias(bias_table(unknown)), plots.class_distribution(unknown),
-                plots.linear_against_semantic(ALL_UNKNOWN, SOME_UNKNOWN)):
+                plots.linear_against_semantic(ALL_UNKNOWN, SOME_UNKNOWN),
+                plots.class_distribution([make_run(tmp_path / "five", rebalance=names)
+                                          for names in ("la", "la,daso", "daso", "abc", "darp")])):
         fig.draw_without_rendering()
         box, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, fig

@@ -230,3 +230,10 @@ def test_a_missing_reference_folder_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("DASO_GOLDEN", str(tmp_path / "absent"))
     with pytest.raises(ValueError, match="DASO_GOLDEN must name an existing folder, got '.*absent'"):
         golden_folders()
+
+
+def test_the_runs_of_the_study_are_tracked_in_at_most_15_megabytes():
+    if not (ROOT / ".git").exists():
+        pytest.skip("no repository, as in a source archive")
+    listed = subprocess.run(["git", "ls-files", "runs/cpu_study"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0 < sum((ROOT / file).stat().st_size for file in listed.stdout.splitlines()) <= 15e6
