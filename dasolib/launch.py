@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from itertools import cycle, islice
 
 import torch
@@ -143,12 +144,13 @@ class Job:
 
     def stop(self):
         """Ask it to end; `wait` waits for that."""
+        self.deadline = time.monotonic() + SECONDS_TO_STOP
         self.process.send_signal(signal.SIGINT)  # upon which papermill ends its kernel, as upon no other signal
 
     def wait(self):
         """Wait until it has ended, and end it by force if that takes too long."""
         try:
-            self.process.wait(SECONDS_TO_STOP)
+            self.process.wait(max(self.deadline - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

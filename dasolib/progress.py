@@ -1,5 +1,6 @@
 """What a sweep shows: a line for each run in work and a bar for all of them, or plain lines where no terminal is."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -136,6 +137,12 @@ class Board:
             print(text, flush=True)
         elif always:
             tqdm.write(text, file=sys.stdout)
+
+    def stopping(self, n, seconds):
+        """Say that `n` runs are being stopped, which may take so many seconds."""
+        with contextlib.suppress(OSError):  # of a closed terminal; the runs must be waited for all the same
+            tqdm.write(f"stopping {n} {'run' if n == 1 else 'runs'}; this may take {seconds} s, and what is evaluated "
+                       "is kept", file=sys.stderr)
 
     def finished(self, run, how):
         """Report a finished run, and count it."""

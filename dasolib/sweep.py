@@ -8,6 +8,7 @@ command goes on. Two sweeps can work on one study at once, and leave each other'
 """
 
 import argparse
+import contextlib
 import signal
 import sys
 import time
@@ -17,14 +18,23 @@ from dasolib.config import available_cores
 from dasolib.cost import START_SECONDS, estimate
 from dasolib.data import DATASETS
 from dasolib.grid import load_grid
-from dasolib.launch import BUSY, LOG, Local, is_in_work, local_slots, notebook_parameters, papermill_command
+from dasolib.launch import (
+    BUSY,
+    LOG,
+    SECONDS_TO_STOP,
+    Local,
+    is_in_work,
+    local_slots,
+    notebook_parameters,
+    papermill_command,
+)
 from dasolib.progress import Board, is_finished, last_record, share_done
 from dasolib.run_folder import resolve
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
-def sweep(runs, engine, board):
+def sweep(runs, engine, board, ends=()):
     """Run what is missing of a grid; whoever interrupts it finds all runs stopped.
 
     Parameters
@@ -32,11 +42,18 @@ def sweep(runs, engine, board):
     runs : list of dasolib.grid.GridRun
     engine : Local or dasolib.cluster.Cluster
     board : dasolib.progress.Board
+    ends : sequence
+        What has asked for an end so far, see `_ends_noted`.
 
     Returns
     -------
     dict
         GridRun -> what went wrong, of the runs that failed or wait for one that did.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If something asked for an end before all was done.
     """
     waiting = [run for run in runs if not is_finished(run.folder)]
     done = {run.folder for run in runs} - {run.folder for run in waiting}
@@ -65,7 +82,7 @@ def sweep(runs, engine, board):
                 elif run.after in failed_folders:
                     failed[run] = f"not started, as it needs {run.after.name}, which failed"
                     waiting.remove(run)
-                elif not engine.has_room():
+                elif ends or not engine.has_room():
                     break
                 elif run.after is None or run.after in done:
                     job = engine.start(run)
@@ -79,10 +96,14 @@ def sweep(runs, engine, board):
             elsewhere = [run for run in elsewhere if run in waiting]
             board.show(list(running), elsewhere, len(failed))
             if waiting or running:
+                if ends:
+                    raise KeyboardInterrupt
                 time.sleep(SECONDS_BETWEEN_LOOKS)
     finally:
         for job in running.values():
             job.stop()
+        if running:
+            board.stopping(len(running), SECONDS_TO_STOP)
         for job in running.values():
             job.wait()
     return failed
@@ -119,7 +140,7 @@ def describe(grid, gflops=None, n_jobs=1):
         lines += [
             f"To do: {_duration(seconds)} one run after the other"
             + (f", {_duration(seconds / n_jobs)} with {n_jobs} at a time" if n_jobs > 1 else "")
-            + f"; {flop / 1e15:,.3g} PFLOP in the networks",
+            + f"; {_amount(flop)} in the networks",
             f"Estimated {n_measured} from finished runs that differ in the seed alone, {len(missing) - n_measured} "
             f"from their arithmetic at {basis}; {START_SECONDS} s each for the start"]
         try:
@@ -141,6 +162,18 @@ def _duration(seconds):
         f"{seconds / 3600:,.1f} h")
 
 
+def _amount(flop):
+    """Write floating-point operations for people.
+
+    Examples
+    --------
+    >>> _amount(4.684e15), _amount(9.996e17), _amount(2.644e18), _amount(97.9e18)
+    ('4.68 PFLOP', '1.0 EFLOP', '2.6 EFLOP', '97.9 EFLOP')
+    """
+    # From 999.5 on, three digits of PFLOP would be written as 1e+03.
+    return f"{flop / 1e15:.3g} PFLOP" if flop < 999.5e15 else f"{flop / 1e18:,.1f} EFLOP"
+
+
 def check_data(runs):
     """Refuse a data set that is neither a name nor an existing path, before anything starts.
 
@@ -156,9 +189,12 @@ def check_data(runs):
 
 
 def _positive(text):
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
     return value
 
 
@@ -200,8 +236,23 @@ def report(grid, failed):
     return "\n".join(lines)
 
 
-def _interrupt(number, frame):
-    raise KeyboardInterrupt
+@contextlib.contextmanager
+def _ends_noted():
+    """Let signals that ask for an end only be noted, in the list that this yields.
+
+    An exception in the wrong moment would leave a run behind: one that is just being started, or, when somebody asks a
+    second time, those that are being stopped.
+    """
+    ends = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():  # Ctrl-C; a scheduler takes the machine back; a terminal is closed
+        if handler is not signal.SIG_IGN:  # which nohup asks for
+            signal.signal(number, lambda number, frame: ends.append(number))
+    try:
+        yield ends
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(arguments=None, command=papermill_command):
@@ -238,15 +289,13 @@ def main(arguments=None, command=papermill_command):
         print(f"python -m dasolib.sweep: error: {error}", file=sys.stderr)
         return 2
     board = Board(grid.runs)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a scheduler takes the machine back, a terminal is closed
-        if signal.getsignal(number) is not signal.SIG_IGN:  # which nohup asks for
-            signal.signal(number, _interrupt)  # only now: Ray, too, sets a handler
-    try:
-        failed = sweep(grid.runs, engine, board)
-    except KeyboardInterrupt:
-        board.close()
-        print("interrupted; nothing is lost, and the same command goes on", file=sys.stderr)
-        return 130
+    with _ends_noted() as ends:  # only now: Ray, too, sets a handler
+        try:
+            failed = sweep(grid.runs, engine, board, ends)
+        except KeyboardInterrupt:
+            board.close()
+            print("interrupted; nothing is lost, and the same command goes on", file=sys.stderr)
+            return 130
     board.close()
     print(report(grid, failed))
     return 1 if failed else 0

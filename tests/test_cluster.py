@@ -1,8 +1,10 @@
 """A sweep on a real Ray cluster of two nodes, both on this computer."""
 
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ import yaml
 
 from dasolib import cluster, sweep
 from dasolib.grid import load_grid
-from dasolib.launch import SWEEP_LOCK
+from dasolib.launch import SWEEP_LOCK, is_in_work
 from dasolib.progress import last_record
 from dasolib.run_folder import take_lock
 
@@ -101,6 +103,66 @@ def test_a_cluster_runs_what_it_can_and_says_what_it_cannot(grid, nodes, tmp_pat
             assert "would have no labeled image" in (run.folder / "sweep.log").read_text()
     finally:
         ray.shutdown()
+
+
+@pytest.mark.slow
+def test_interrupted_it_stops_all_tasks_and_the_same_command_goes_on(grid, nodes):
+    runs = load_grid(grid, grid.parent / "runs").runs
+    command = [sys.executable, "-m", "dasolib.sweep", grid, "--runs", grid.parent / "runs", "--engine", "ray",
+               "--address", nodes.address]
+
+    def start():
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    process = start()
+    try:
+        wait_until(lambda: sum(step_of(run) > 0 for run in runs) == 2)  # the third waits for a core
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=DEADLINE)
+        assert process.returncode == 130, printed
+        assert printed.index("stopping 3 runs") < printed.index("interrupted; nothing is lost")
+        assert not any(is_in_work(run.folder) or (run.folder / "result.json").exists() for run in runs)
+        steps = [step_of(run) for run in runs]
+        process = start()
+        printed, _ = process.communicate(timeout=DEADLINE)
+    finally:
+        process.kill()
+    assert process.returncode == 0, printed
+    starts = [[start["from_step"] for start in json.loads((run.folder / "environment.json").read_text())["starts"]]
+              for run in runs]
+    for run_starts, step in zip(starts, steps, strict=True):
+        assert run_starts == [0] if step == 0 else run_starts[0] == 0 < run_starts[1] <= step
+
+
+@pytest.mark.slow
+def test_runs_share_a_gpu_as_they_are_told(grid, nodes, monkeypatch, capsys):
+    """The GPU is one that a node of four cores says it has; what a run does is to tell when, and which GPU it sees."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # else Ray believes it, not the node
+    nodes.add_node(num_cpus=4, num_gpus=1, object_store_memory=80 * 2 ** 20)
+    grid.write_text(GRID.replace('["", daso, la]', '["", daso, la, "la,daso"]'))
+    for options, at_a_time in ((["--seeds-per-device", "2"], 2), ([], 1)):
+        def train(folder, parameters, at_a_time=at_a_time):
+            folder = Path(folder)
+            (folder / "gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+            while len(list(folder.parent.glob("*/gpu"))) < at_a_time:
+                time.sleep(0.1)
+            time.sleep(1)  # in which others would start that have room
+            (folder / "result.json").write_text(json.dumps({"seconds": 1.0, "plain": {"accuracy": 0.5}}))
+            return ""
+
+        monkeypatch.setattr(cluster, "train", train)
+        folder = grid.parent / f"runs_{at_a_time}"
+        try:
+            assert sweep.main([str(grid), "--runs", str(folder), "--engine", "ray", "--address", nodes.address,
+                               *options]) == 0
+        finally:
+            ray.shutdown()
+        runs = load_grid(grid, folder).runs
+        assert {(run.folder / "gpu").read_text() for run in runs} == {"0"}
+        events = sorted(((run.folder / name).stat().st_mtime, change) for run in runs
+                        for name, change in (("gpu", 1), ("result.json", -1)))
+        assert max(sum(change for _, change in events[:i + 1]) for i in range(len(events))) == at_a_time
 
 
 def test_without_a_cluster_at_the_address_nothing_starts(grid, tmp_path, capsys):

@@ -40,7 +40,7 @@ runs:
   rebalance: crt
   source: trained
 """
-DEADLINE = 120  # seconds that a test waits for what must happen
+DEADLINE = 600  # seconds that a test waits for what must happen
 
 
 class Study:
@@ -214,12 +214,89 @@ def test_interrupted_it_stops_its_runs_and_the_same_command_goes_on_with_them(st
         held(study, "supervised", step)
         assert len(workers(study)) == 2
         os.killpg(process.pid, number)  # to the group, as a terminal does
-        assert "interrupted; nothing is lost" in study.finish(process, code=130)
+        printed = study.finish(process, code=130)
+        assert printed.index("stopping 2 runs") < printed.index("interrupted; nothing is lost")
         assert workers(study) == []
     study.set()
     study.sweep("--jobs", "2")
     again = [0, 3, 5, 8]
     assert sorted(study.starts().values()) == [[0], [0], [0], [0], again, again] and len(study.results()) == 6
+
+
+def test_it_says_at_once_that_it_stops_and_who_asks_again_changes_nothing(study):
+    study.set(supervised={"hold_at": 3})
+    process = study.start("--jobs", "2")
+    held(study, "supervised")
+    slow = workers(study)
+    for pid in slow:
+        os.kill(pid, signal.SIGSTOP)  # a run that takes its time to end
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stderr.readline().startswith("stopping 2 runs")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        os.killpg(process.pid, number)
+        time.sleep(0.1)
+    assert process.poll() is None and workers(study) == slow
+    for pid in slow:
+        os.kill(pid, signal.SIGCONT)
+    printed = study.finish(process, code=130)
+    assert "interrupted; nothing is lost" in printed and "Traceback" not in printed
+    assert workers(study) == []
+    study.set()
+    study.sweep("--jobs", "2")
+    assert sorted(study.starts().values()) == [[0], [0], [0], [0], [0, 3], [0, 3]] and len(study.results()) == 6
+
+
+def test_interrupted_while_it_starts_a_run_it_leaves_none_behind(study, monkeypatch, capsys):
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", Popen)
+        assert sweep.main([str(study.file), "--runs", str(study.runs), "--jobs", "2"], command=command) == 130
+    assert workers(study) == []
+    assert "stopping 1 run; " in capsys.readouterr().err
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
+
+
+def test_runs_that_do_not_end_are_ended_by_force_all_at_one_time(study, monkeypatch):
+    monkeypatch.setattr(launch, "SECONDS_TO_STOP", 2)
+    study.set(supervised={"hold_at": 3})
+    engine = launch.Local([{}] * 2, 1, command)
+    jobs = [engine.start(run) for run in study.grid()[:2]]
+    held(study, "supervised")
+    for pid in workers(study):
+        os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    for job in jobs:
+        job.stop()
+    for job in jobs:
+        job.wait()
+    assert 2 <= time.monotonic() - began < 4
+    assert workers(study) == [] and len(engine.free) == 2
+
+
+def test_a_terminal_that_is_gone_does_not_keep_it_from_waiting_for_its_runs(study):
+    study.set(supervised={"hold_at": 3})
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-m", "tests.fake_runs", study.file, "--runs", study.runs, "--jobs",
+                                "2"], cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal)
+    study.started.append(process)
+    os.close(terminal)
+    held(study, "supervised")
+    slow = workers(study)
+    for pid in slow:
+        os.kill(pid, signal.SIGSTOP)
+    os.close(screen)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(2)  # in which it would have ended
+    assert process.poll() is None
+    for pid in slow:
+        os.kill(pid, signal.SIGCONT)
+    process.wait(DEADLINE)
+    assert workers(study) == []
 
 
 def test_killed_with_all_its_runs_it_goes_on_with_them(study):
@@ -291,7 +368,7 @@ def test_a_dry_run_prints_every_run_its_state_and_what_it_would_cost(study, caps
     assert len(re.findall("^missing .* (s|min)  mnist5k-", nothing, re.M)) == 6
     assert not any(run.folder.exists() for run in study.grid())
     total = sum(flop(run.config.model_dump()) for run in study.grid())
-    assert f"; {total / 1e15:,.3g} PFLOP in the networks" in nothing
+    assert f"; {total / 1e15:.3g} PFLOP in the networks" in nothing
     assert "0 finished, 0 interrupted, 6 missing" in nothing
     assert "Estimated 0 from finished runs that differ in the seed alone, 6 from their arithmetic at " in nothing
     assert "what one CPU thread reached" in nothing
@@ -321,6 +398,14 @@ def test_a_dry_run_says_which_settings_tell_runs_of_one_name_apart(study, capsys
     sweep.main([str(study.file), "--runs", str(study.runs), "--dry-run"])
     printed = capsys.readouterr().out
     assert re.findall(r"mnist5k-usadtm-s0-\w{8}  (.*)", printed) == ["unlabeled=equal", "unlabeled=reversed"]
+
+
+def test_the_dry_run_on_the_page_on_full_scale_prints_what_stands_there(tmp_path, capsys):
+    page = (ROOT / "docs" / "full_scale.md").read_text()
+    (line,) = re.findall(r"`(To do: .*?)`", page)
+    (options,) = re.findall(r"`python -m dasolib\.sweep (\S+ --dry-run .*?)`", page)
+    assert sweep.main([*options.split(), "--runs", str(tmp_path)]) == 0
+    assert f"\n{line}\n" in capsys.readouterr().out
 
 
 def test_a_dry_run_says_what_would_be_refused(study, capsys):
@@ -380,13 +465,16 @@ def test_the_last_evaluation_is_read_from_the_end_of_a_long_file(tmp_path):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--jobs", "0"], "argument --jobs: 0: must be at least 1"),
+    (["--jobs", "0"], "argument --jobs: 0: must be a whole number of at least 1"),
+    (["--jobs", "x"], "argument --jobs: x: must be a whole number of at least 1"),
+    (["--seeds-per-device", "1.5"], "argument --seeds-per-device: 1.5: must be a whole number of at least 1"),
+    (["--dry-run", "--gflops", "-3"], "argument --gflops: -3: must be a whole number of at least 1"),
     (["--jobs", "2", "--seeds-per-device", "2"], "not allowed with argument"),
     (["--address", "auto"], "--address auto: goes with --engine ray"),
     (["--engine", "ray", "--jobs", "2"], "--jobs 2: goes with --engine local"),
     (["--gflops", "5"], "--gflops 5: goes with --dry-run"),
 ])
-def test_options_without_effect_are_refused(options, message, capsys):
+def test_wrong_options_and_those_without_effect_are_refused(options, message, capsys):
     with pytest.raises(SystemExit) as raised:
         sweep.main(["grid.yaml", *options])
     assert raised.value.code == 2
@@ -468,8 +556,7 @@ def test_an_estimate_is_that_of_runs_that_differ_in_the_seed_alone(study):
 
 
 @pytest.mark.slow
-def test_real_runs_go_through_papermill_and_end_after_interruptions_like_undisturbed_ones(tmp_path):
-    study = Study(tmp_path)
+def test_real_runs_go_through_papermill_and_end_after_interruptions_like_undisturbed_ones(study, tmp_path):
     study.file.write_text(f"""
 name: study
 preset: cpu
@@ -514,8 +601,7 @@ runs:
 
 
 @pytest.mark.slow
-def test_what_stopped_a_real_run_is_read_from_its_notebook(tmp_path):
-    study = Study(tmp_path)
+def test_what_stopped_a_real_run_is_read_from_its_notebook(study, tmp_path):
     study.file.write_text(f"name: study\npreset: cpu\nruns:\n- dataset: {save_tiny(tmp_path)}\n  method: fixmatch\n"
                           "  total_steps: 4\n  unlabeled, n1, m1, gamma_l: [[equal, 1000, 10, 4]]\n")
     (run,) = study.grid()
