@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dasolib.cost import flop
 
-TAIL = 8192  # bytes at the end of metrics.jsonl that hold its last line
+TAIL = 8192  # bytes at the end of metrics.jsonl that hold its last line, unless that has very many classes
 WIDE = 110  # columns from which the loss is shown, too
 
 
@@ -19,9 +19,11 @@ def last_record(folder):
     """Return the last complete line of a run's ``metrics.jsonl``, or None before the first evaluation."""
     try:
         with open(folder / "metrics.jsonl", "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - TAIL, 0))
-            lines = file.read().split(b"\n")[:-1]  # behind the last line break nothing is complete
+            size, tail, lines = file.seek(0, os.SEEK_END), TAIL, []
+            while len(lines) < 2 and tail < 2 * size + TAIL:  # two line breaks, or all of the file
+                file.seek(max(size - tail, 0))
+                lines = file.read(min(size, tail)).split(b"\n")[:-1]  # behind the last line break nothing is complete
+                tail *= 2
     except FileNotFoundError:
         return None
     return json.loads(lines[-1]) if lines else None

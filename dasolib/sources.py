@@ -14,6 +14,7 @@ from dasolib.run_folder import project_root, resolve
 
 SAME_SPLIT = ("seed", "n1", "m1", "gamma_l", "gamma_u", "unlabeled", "n_val", "labeled_indices", "data_sha256")
 SAME_NETWORK = ("network", "depth", "width")
+NETWORK = "model.safetensors"  # of a run folder
 
 
 class TrainedNetwork(NamedTuple):
@@ -49,7 +50,7 @@ def trained_network(config, data):
     folder = resolve(config.source)
     record = _finished(folder)
     _check_same(folder, record, config, data, (*SAME_SPLIT, *SAME_NETWORK))
-    file = folder / "model.safetensors"
+    file = folder / NETWORK
     if not file.exists():
         raise ValueError(f"source={config.source!r} has no {file.name}: committed results come without the network; "
                          "run it again in another folder")

@@ -30,6 +30,7 @@ from dasolib.launch import (
 )
 from dasolib.progress import Board, is_finished, last_record, share_done
 from dasolib.run_folder import resolve
+from dasolib.sources import NETWORK
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -79,12 +80,12 @@ def sweep(runs, engine, board, ends=()):
                     done.add(run.folder)
                     waiting.remove(run)
                     board.finished(run, "finished elsewhere")
-                elif run.after in failed_folders:
+                elif run.after in failed_folders and not is_finished(run.after):  # a figure after the result may fail
                     failed[run] = f"not started, as it needs {run.after.name}, which failed"
                     waiting.remove(run)
                 elif ends or not engine.has_room():
                     break
-                elif run.after is None or run.after in done:
+                elif run.after is None or run.after in done or is_finished(run.after):
                     job = engine.start(run)
                     if job is not None:
                         running[run] = job
@@ -144,7 +145,7 @@ def describe(grid, gflops=None, n_jobs=1):
             f"Estimated {n_measured} from finished runs that differ in the seed alone, {len(missing) - n_measured} "
             f"from their arithmetic at {basis}; {START_SECONDS} s each for the start"]
         try:
-            check_data(missing)
+            check_inputs(missing)
         except ValueError as error:
             lines.append(f"Not to be started as it is: {error}")
     return "\n".join(lines)
@@ -174,14 +175,19 @@ def _amount(flop):
     return f"{flop / 1e15:.3g} PFLOP" if flop < 999.5e15 else f"{flop / 1e18:,.1f} EFLOP"
 
 
-def check_data(runs):
-    """Refuse a data set that is neither a name nor an existing path, before anything starts.
+def check_inputs(runs):
+    """Refuse what would make a run fail when it starts: data that are not there, and a network that is not.
 
     Raises
     ------
     ValueError
-        Naming it and the choices.
+        Naming the data set and the choices, or the run without its network.
     """
+    for run in runs:
+        source = run.after if run.config.needs("source") else None
+        if source is not None and is_finished(source) and not (source / NETWORK).exists():
+            raise ValueError(f"source={source.name!r} has no {NETWORK}, which {run.name} starts from: committed "
+                             f"results come without it; move {source} away, and the sweep trains it again")
     for dataset in sorted({run.config.dataset for run in runs}):
         if dataset not in DATASETS and not resolve(dataset).exists():
             raise ValueError(f"dataset={dataset!r}: choose from {', '.join(DATASETS)}, or the path of an .npz file or "
@@ -276,7 +282,7 @@ def main(arguments=None, command=papermill_command):
         if given.dry_run:
             print(describe(grid, given.gflops, len(slots)))
             return 0
-        check_data([run for run in grid.runs if not is_finished(run.folder)])
+        check_inputs([run for run in grid.runs if not is_finished(run.folder)])
         for run in grid.runs:
             notebook_parameters(run, 1)
         if given.engine == "ray":

@@ -33,7 +33,7 @@ from dasolib.residency import fits
 from dasolib.run_folder import RunFolder, environment, project_root, resolve, write_bytes, write_json, write_npz
 from dasolib.schedules import lr_at
 from dasolib.seeds import host_generator
-from dasolib.sources import trained_network, unlabeled_counts
+from dasolib.sources import NETWORK, trained_network, unlabeled_counts
 
 # What the compiler calls the argument t of a step; it treats other numbers as constants.
 T_IS_DYNAMIC = "L['t'],L['kwargs']['t']"
@@ -317,7 +317,7 @@ class Training:
     def save_network(self, path, data, resolution):
         """Write the evaluated network as ``model.safetensors``, and how to rebuild and feed it as ``model.json``."""
         weights = {name: tensor.contiguous() for name, tensor in self.evaluated.state_dict().items()}
-        write_bytes(path / "model.safetensors", safetensors.save(weights))
+        write_bytes(path / NETWORK, safetensors.save(weights))
         write_json(path / "model.json", {
             **self.net.description(),
             "class_names": data.class_names, "mean": data.mean, "std": data.std, "resolution": resolution,

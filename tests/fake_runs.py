@@ -2,7 +2,8 @@
 
 A fake run goes through its steps, evaluates after each, goes on from its last evaluation, and leaves a result, as a
 real one does. ``fake.json`` in the study's folder says, by method, at which step the run fails or is held, if it is:
-``fail_at``, ``hold_at``. A held run goes on when the file no longer says so.
+``fail_at``, ``hold_at``. A held run goes on when the file no longer says so; one that fails at its last step has a
+result.
 """
 
 import json
@@ -37,7 +38,10 @@ def fake_run(folder, method, total_steps):
                   "seconds": (step + 1) * 0.05}
         with open(folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
+    (folder / "model.safetensors").touch()
     (folder / "result.json").write_text(json.dumps({"seconds": 1.0, "plain": {"accuracy": 0.5}}))
+    if option("fail_at") == total_steps:
+        raise RuntimeError("a figure failed")
 
 
 if __name__ == "__main__":

@@ -182,6 +182,25 @@ def test_a_run_that_fails_is_reported_at_the_end_and_the_others_go_on(study):
         assert f"{run.name}\n    not started, as it needs {run.after.name}, which failed\n" in report
 
 
+def test_a_run_whose_result_is_there_is_started_from_whatever_failed_behind_it(study):
+    study.set(supervised={"fail_at": 20})
+    printed = study.sweep("--jobs", "2", code=1)
+    assert len(study.results()) == 6
+    assert "RuntimeError: a figure failed" in printed and "not started" not in printed
+
+
+def test_a_network_that_is_not_there_is_missed_before_anything_starts(study, capsys):
+    """As in a fresh clone, where results are committed and networks are not."""
+    (trained, *_), (needing, *_) = ([run for run in study.grid() if run.config.rebalance == parts] for parts in
+                                    ((), ("crt",)))
+    trained.folder.mkdir()
+    (trained.folder / "result.json").write_text(json.dumps({"seconds": 1.0}))
+    assert sweep.main([str(study.file), "--runs", str(study.runs)]) == 2
+    message = capsys.readouterr().err
+    assert f"source={trained.name!r} has no model.safetensors, which {needing.name} starts from" in message
+    assert f"move {trained.folder} away" in message and study.starts() == {}
+
+
 def test_after_the_cause_is_gone_the_same_command_goes_on_with_what_failed(study):
     study.set(supervised={"fail_at": 5})
     study.sweep("--jobs", "2", code=1)
@@ -459,6 +478,9 @@ def test_the_last_evaluation_is_read_from_the_end_of_a_long_file(tmp_path):
     lines = [json.dumps({"step": step, "text": "x" * 300}) for step in range(200)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 200, ')
     assert last_record(tmp_path)["step"] == 199
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": step, "text": "x" * 30_000}) + "\n"
+                                                    for step in range(3)))
+    assert last_record(tmp_path)["step"] == 2  # one estimate for each of very many classes
 
 
 # ---- what it is told ----
