@@ -8,44 +8,38 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from dasolib.pseudo_labels import confident_labels
-from dasolib.results import groups_of, load_run, plus_minus, text_table
-from dasolib.run_folder import resolve
+from dasolib.results import groups_of, plus_minus, text_table
 
-FILE = "outputs.npz"  # of a run folder; not among the small files that are committed
+FILE = "outputs.npz"  # of a run folder; committed for a few runs only
 NEIGHBOURS = 10
 OTHER_RULE = ("supervised", "distribution_estimate", "usadtm")  # no threshold says what these learn
 
 
-def runs_with_outputs(folders):
-    """Read finished runs that still have their outputs.
+def runs_with_outputs(runs):
+    """Read the outputs of the runs that still have them.
 
     Parameters
     ----------
-    folders : str
-        Run folders, separated by commas, relative to the project; those that are absent, unfinished or without outputs
-        are left out.
+    runs : list of dasolib.results.Run
 
     Returns
     -------
     list of tuple
-        (run, dict of str to ndarray): a `dasolib.results.Run` and the arrays of `dasolib.evaluation.outputs`.
+        (run, dict of str to ndarray): a finished run and the arrays of `dasolib.evaluation.outputs`.
     """
     found = []
-    for folder in (resolve(name.strip()) for name in folders.split(",") if name.strip()):
-        if (folder / "result.json").exists() and (folder / FILE).exists():
-            with np.load(folder / FILE, allow_pickle=False) as arrays:
-                found.append((load_run(folder), {name: arrays[name] for name in arrays.files}))
+    for run in runs:
+        if run.result is not None and (run.folder / FILE).exists():
+            with np.load(run.folder / FILE, allow_pickle=False) as arrays:
+                found.append((run, {name: arrays[name] for name in arrays.files}))
     return found
 
 
-def format_outputs(found, folders):
-    """Text on the runs of `runs_with_outputs`, or on what there is to do where there are none."""
-    if not found:
-        return (f"No run with {FILE} in {folders}: the file is written at the end of a run and is not committed. The "
-                "commands above make such runs.")
+def format_outputs(found):
+    """Text on the runs of `runs_with_outputs`."""
     return "\n".join(f"{run.label} on {run.config['dataset']}, unlabeled classes {run.config['unlabeled']}, seed "
                      f"{run.config['seed']}: {len(arrays['unlabeled_target']):,} unlabeled images"
-                     for run, arrays in found)
+                     for run, arrays in found) or "No run to show: the commands above make such runs."
 
 
 def feature_map(run, arrays, *, n_images, seed=0):

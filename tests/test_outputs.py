@@ -18,6 +18,7 @@ from dasolib.outputs import (
     open_set_table,
     runs_with_outputs,
 )
+from dasolib.results import load_runs
 from tests.hand_made import make_run, write_run
 
 CERTAIN, UNSURE = [1.0, 0.0, 0.0, 0.0], [0.25] * 4
@@ -50,12 +51,11 @@ def test_only_finished_runs_that_still_have_outputs_are_found(tmp_path):
         folder = write_run(tmp_path / name, **settings)
         if name != "small":
             np.savez(folder / FILE, **arrays_of([0, -1], [CERTAIN, UNSURE]))
-    folders = ", ".join(str(tmp_path / name) for name in ("small", "unfinished", "absent", "whole"))
-    ((found, arrays),) = runs_with_outputs(folders)
+    ((found, arrays),) = runs_with_outputs(load_runs(tmp_path))
     assert found.name == "whole" and arrays["unlabeled_target"].tolist() == [0, -1]
-    assert format_outputs([(found, arrays)], folders) == (
+    assert format_outputs([(found, arrays)]) == (
         "FixMatch on mnist5k, unlabeled classes reversed, seed 0: 2 unlabeled images")
-    assert format_outputs([], "a, b").startswith("No run with outputs.npz in a, b: the file is written at the end")
+    assert format_outputs([]) == "No run to show: the commands above make such runs."
 
 
 def test_neighbours_are_counted_among_the_features(run, clusters):
