@@ -9,12 +9,12 @@ Each row is set against FixMatch with the same number of classes, whose head gro
 
 import statistics
 
-import torch
 from tqdm import tqdm
 
 from benchmarks.step import FIRST, WARM_UP, paper_config, timed
 from benchmarks.workload import argument_parser, build, parse, random_data, tell
 from dasolib.config import available_cores
+from dasolib.host import prepare_host
 
 CLASSES = (10, 100, 1000)
 QUEUES = (128, 256, 512, 1024, 2048)
@@ -41,7 +41,7 @@ def prepare(k, length, data, device):
 
 def measure(device, rounds):
     """Return a row for each variant: milliseconds, and the ratio to FixMatch with as many classes."""
-    torch.set_num_threads(available_cores())
+    prepare_host(available_cores())
     data = {k: random_data(k) for k in CLASSES}
     steps = {(k, length): prepare(k, length, data[k], device) for k, length in variants()}
     seconds = {variant: [] for variant in steps}

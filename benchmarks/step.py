@@ -27,6 +27,7 @@ from tqdm import tqdm
 from benchmarks.workload import argument_parser, build, parse, random_data, synchronize, tell
 from dasolib.config import available_cores, make_config
 from dasolib.ema import ema_decay
+from dasolib.host import prepare_host
 from dasolib.prototypes import PrototypeBank
 from dasolib.train import Window
 
@@ -207,7 +208,7 @@ def profile(batches, training, device, n_steps):
 
 def measure(device, rounds, variants):
     """Return the numbers that `format_numbers` shows."""
-    torch.set_num_threads(available_cores())
+    prepare_host(available_cores())
     data = random_data()
     built = {name: (paper_config(device, **settings), *build(paper_config(device, **settings), data, device))
              for name, settings in variants.items()}
