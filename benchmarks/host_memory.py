@@ -3,8 +3,8 @@
     python -m benchmarks.host_memory [--rounds 3] [--json FILE]
 
 FixMatch + DASO in bf16 with channels_last on one thread, with the CPU preset's network and batch and with the paper's.
-Each measurement is a process of its own, since what the C library was told cannot be taken back; the two ways take
-turns. A ratio is that of the medians over rounds.
+Each measurement is a process of its own, since the C library does not go back to its default; the two ways take turns.
+A ratio is that of the medians over rounds.
 """
 
 import resource

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from benchmarks.workload import argument_parser, build, parse, random_data, tell
 from dasolib.config import make_config
+from dasolib.host import prepare_host
 from dasolib.methods import LEARNERS
 from dasolib.rebalance import REBALANCERS, check_combination
 from dasolib.results import method_label
@@ -80,7 +81,7 @@ class Timed:
 
 def measure(rounds):
     """Return one row for each method: ratios to FixMatch of the whole step, of its views, its rest and its passes."""
-    torch.set_num_threads(1)
+    prepare_host(1)
     data = random_data()
     methods = [Timed(*combination, data) for combination in tqdm(list(combinations()), desc="warm-up")]
     times = {timed.label: [] for timed in methods}

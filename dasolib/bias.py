@@ -4,7 +4,7 @@ import pandas as pd
 
 from dasolib import published
 from dasolib.comparison import as_published, contenders, pick
-from dasolib.results import bias_table, over_seeds, plus_minus, results_table, select
+from dasolib.results import bias_table, over_seeds, plus_minus, results_table, select, without_daso
 
 # Figures of the paper in which averages are printed, by data set and unlabeled classes.
 FIGURES = {("cifar10", "equal"): ("5",), ("cifar100", "equal"): ("6",), ("cifar10", "uniform"): ("7", "8")}
@@ -99,7 +99,7 @@ def reading(parts, *, dataset):
     for kind, part in parts.items():
         by_seed = {(run.label, run.config["seed"]): run for run in part}
         for label in dict.fromkeys(run.label for run in part):
-            base = " + ".join(name for name in label.split(" + ") if name != "DASO")
+            base = without_daso(label)
             pairs = [(by_seed[base, seed], run) for (name, seed), run in by_seed.items()
                      if name == label != base and (base, seed) in by_seed]
             if pairs:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import papermill
 
-from dasolib.launch import BUSY, LOG, NOTEBOOK, SECONDS_TO_STOP, notebook_parameters, own
+from dasolib.launch import BUSY, LOG, NOTEBOOK, notebook_parameters, own
 from dasolib.progress import is_finished
 from dasolib.run_folder import project_root
 
@@ -124,9 +124,8 @@ class Task:
         """Ask it to end; `wait` waits for that."""
         ray.cancel(self.reference, force=False)
 
-    def wait(self):
-        """Wait until it has ended, and end it by force if that takes too long."""
-        deadline = time.monotonic() + SECONDS_TO_STOP
+    def wait(self, deadline):
+        """Wait until it has ended, and end it by force at `deadline`, a time of `time.monotonic`."""
         while self.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         if self.poll() is None:

@@ -18,6 +18,7 @@ from dasolib.results import (
     select,
     text_table,
     with_spread,
+    without_daso,
 )
 from dasolib.run_folder import resolve
 
@@ -34,8 +35,8 @@ COLUMNS = (
     f"ours, acc.: median of the last {LAST} evaluations of a run; mean over seeds, ± sample std. +LA: with logit "
     "adjustment at test time.\n"
     "difference: our number in the measure of the paper's cell minus the paper's, ± half the width of the 95 % "
-    "interval\nof Welch's t for two means; without it where one of them has no std. Where the scale is another, so is "
-    "what the difference says.\n-: missing.\n"
+    "interval\nof Welch's t for two means; without it where one of them has no std. Where our runs are of another "
+    "scale, the difference\nincludes what that does.\n-: missing.\n"
     f"{BEST}"
 )
 OPEN_SET = {"semi_aves": "unlabeled images of the 200 known classes",
@@ -169,11 +170,10 @@ def compare(published, runs, *, seeds=(0, 1, 2)):
     DataFrame
         A row for each scale and each row of `published`: ``scale``, a text; the columns of `published`; those of
         `dasolib.results.results_table` for the runs beside it, and ``by_seed``, the accuracies of these by seed;
-        ``difference``, theirs in ``measure`` minus the
-        published number, and ``difference_error``, half the width of its 95 % interval. That is Welch's for two means,
-        of our seeds and of the published ones, whose standard deviations are taken as printed; NaN where one side has
-        none. Runs at full scale come first. A scale without runs has no rows; without any run all cells are there, at
-        full scale, with what is missing.
+        ``difference``, theirs in ``measure`` minus the published number, and ``difference_error``, half the width of
+        its 95 % interval. That is Welch's for two means, of our seeds and of the published ones, whose standard
+        deviations are taken as printed; NaN where one side has none. Runs at full scale come first. A scale without
+        runs has no rows; without any run all cells are there, at full scale, with what is missing.
 
     Raises
     ------
@@ -290,8 +290,7 @@ def daso_pairs(table):
         ``gain``, the same of our runs, on the seeds that both have; NaN without any.
     """
     plain = table[(table["measure"] == "accuracy") & (table["variant"] == "")]
-    bare = plain.assign(rebalanced=[" + ".join(part for part in label.split(" + ") if part != "DASO")
-                                    for label in plain["method"]])
+    bare = plain.assign(rebalanced=plain["method"].map(without_daso))
     columns = ["scale", *SETTING, "rebalanced"]
     is_daso = bare["method"] != bare["rebalanced"]
     pairs = bare[~is_daso].merge(bare[is_daso], on=columns, suffixes=("", "_with"))

@@ -144,13 +144,12 @@ class Job:
 
     def stop(self):
         """Ask it to end; `wait` waits for that."""
-        self.deadline = time.monotonic() + SECONDS_TO_STOP
         self.process.send_signal(signal.SIGINT)  # upon which papermill ends its kernel, as upon no other signal
 
-    def wait(self):
-        """Wait until it has ended, and end it by force if that takes too long."""
+    def wait(self, deadline):
+        """Wait until it has ended, and end it by force at `deadline`, a time of `time.monotonic`."""
         try:
-            self.process.wait(max(self.deadline - time.monotonic(), 0))
+            self.process.wait(max(deadline - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

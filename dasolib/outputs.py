@@ -35,6 +35,18 @@ def runs_with_outputs(runs):
     return found
 
 
+def format_missing(runs, methods, what):
+    """Say which methods have no run among `runs`, or one without its outputs; `what` tells which runs these are."""
+    lines, folders = [], {run.label: run.folder for run in runs}
+    for name in methods:
+        if name not in folders:
+            lines.append(f"{name}: no finished run on {what}")
+        elif not (folders[name] / FILE).exists():
+            lines.append(f"{name}: no {FILE} in {folders[name].parent.name}/{folders[name].name}; the commands above "
+                         "make runs with it")
+    return "\n".join(lines) or f"runs of all these methods on {what}"
+
+
 def format_outputs(found):
     """Text on the runs of `runs_with_outputs`."""
     return "\n".join(f"{run.label} on {run.config['dataset']}, unlabeled classes {run.config['unlabeled']}, seed "

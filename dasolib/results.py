@@ -111,6 +111,17 @@ def method_label(method, rebalance):
                       for name in (method, *rebalance))
 
 
+def without_daso(label):
+    """Name of the method without DASO.
+
+    Examples
+    --------
+    >>> without_daso("FixMatch + DASO + ABC")
+    'FixMatch + ABC'
+    """
+    return " + ".join(part for part in label.split(" + ") if part != NAMES["daso"])
+
+
 def load_run(folder):
     """Read a run folder: its configuration, environment, metrics, counts of pseudo-labels and result.
 
@@ -223,23 +234,16 @@ def select(runs, **settings):
     """
     _check_fields("settings", settings)
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-    return [run for run in runs if all(_field(run, name) == value for name, value in settings.items())]
+    return [run for run in runs if all(field(run, name) == value for name, value in settings.items())]
 
 
-def telling(runs, by=("dataset", "unlabeled", "method")):
-    """Return `by` with the settings of split and scale before its last that tell runs apart which `by` does not.
-
-    Examples
-    --------
-    >>> telling([])
-    ('dataset', 'unlabeled', 'method')
-    """
-    groups = {}
+def telling(runs, among=(*SETTING, *SIZE)):
+    """Return ``dataset``, ``unlabeled``, and those settings `among` others that differ between runs of the same two."""
+    kinds = {}
     for run in runs:
-        groups.setdefault(tuple(_field(run, name) for name in by), []).append(run)
-    more = (name for name in (*SETTING, *SIZE) if name not in by and any(
-        len({_field(run, name) for run in members}) > 1 for members in groups.values()))
-    return (*by[:-1], *more, by[-1])
+        kinds.setdefault((field(run, "dataset"), field(run, "unlabeled")), []).append(run)
+    more = (name for name in among if any(len({field(run, name) for run in part}) > 1 for part in kinds.values()))
+    return ("dataset", "unlabeled", *more)
 
 
 def results_table(runs, *, by=("dataset", "unlabeled", "method"), expected=()):
@@ -276,7 +280,7 @@ def results_table(runs, *, by=("dataset", "unlabeled", "method"), expected=()):
             raise ValueError(f"expected has {(*key, seed)!r}; give a value for each of {', '.join((*by, 'seed'))}")
         groups.setdefault(tuple(key), ([], []))[1].append(seed)
     for run in runs:
-        groups.setdefault(tuple(_field(run, name) for name in by), ([], []))[0].append(run)
+        groups.setdefault(tuple(field(run, name) for name in by), ([], []))[0].append(run)
     return pd.DataFrame([dict(zip(by, key, strict=True)) | group_summary(*group) for key, group in groups.items()],
                         columns=[*by, *group_summary([], [])])
 
@@ -328,7 +332,7 @@ def validation_table(runs, *, by):
     for run in runs:
         if "validation_accuracy" not in (run.result or {}):
             raise ValueError(f"{run.folder} has no validation_accuracy: it is not finished, or no images were held out")
-    rows = [{name: _field(run, name) for name in by}
+    rows = [{name: field(run, name) for name in by}
             | {"validation": run.result["validation_accuracy"], "minutes": run.result["seconds"] / 60} for run in runs]
     return pd.DataFrame(rows, columns=[*by, "validation", "minutes"]).sort_values(list(by))
 
@@ -651,7 +655,8 @@ def _rank(name):
     return (list(NAMES).index(name), "") if name in NAMES else (len(NAMES), name)
 
 
-def _field(run, name):
+def field(run, name):
+    """Value of a setting of a run, as something that can be compared and hashed; ``method`` is the label."""
     value = run.label if name == "method" else (YOUNGER | run.config).get(name)
     return tuple(value) if isinstance(value, list) else value
 

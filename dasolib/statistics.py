@@ -8,7 +8,17 @@ from scipy import stats
 
 from dasolib.comparison import ABLATED, as_published, settings_text, variant
 from dasolib.rebalance import REBALANCERS
-from dasolib.results import NOT_COMPARED, SETTING, SIZE, check_same_study, plus_minus, text_table
+from dasolib.results import (
+    NOT_COMPARED,
+    SETTING,
+    SIZE,
+    check_same_study,
+    field,
+    plus_minus,
+    telling,
+    text_table,
+    without_daso,
+)
 
 LEVEL = 0.95  # of every interval
 RESAMPLES = 9999
@@ -17,6 +27,7 @@ WHERE = (*SETTING, "n_val", "labeled_indices", "data_sha256", *SIZE)  # same ima
 # DASO that blends nothing and aligns nothing trains as its base learner does. What is left of it: the moving average
 # passes labeled images in train mode.
 TRAIN_MODE_ALONE = settings_text({"lambda_align": 0.0, "fixed_blend": 0.0})
+ON_BASE_LEARNER = {"": "+ DASO", TRAIN_MODE_ALONE: "+ train mode"}  # variants compared with it, and what they change
 DASO_ALONE = {*NOT_COMPARED, *ABLATED, *REBALANCERS["daso"].settings, "rebalance"}  # what DASO brings with it
 INTERVALS = (
     "[ ]: 95 % percentile bootstrap over seeds; too narrow for few of them, below four at most from the smallest\n"
@@ -88,11 +99,11 @@ def best_gaps(runs):
     ValueError
         If runs of one group differ in more than their seed, or two have the same seed.
     """
-    groups, rows = _groups(as_published(runs)), []
-    for group, by_seed in groups.items():
+    rows = []
+    for group, by_seed in _groups(as_published(runs)).items():
         gaps = [run.result["plain"]["best"] - run.result["plain"]["accuracy"] for run in by_seed.values()]
         rows.append((*group.where, group.label, *estimate(gaps)))
-    return _table(rows, ["method", *Estimate._fields])
+    return _table(rows, ["method", *Estimate._fields], runs)
 
 
 def paired_changes(runs, measure="plain"):
@@ -122,10 +133,9 @@ def paired_changes(runs, measure="plain"):
     """
     groups, rows = _groups(runs), []
     for group, by_seed in groups.items():
-        without = " + ".join(part for part in group.label.split(" + ") if part != "DASO")
-        named = {"": "+ DASO", TRAIN_MODE_ALONE: "+ train mode"}
-        change = named.get(group.variant, group.variant)
-        before = group._replace(label=without if group.variant in named else group.label, variant="")
+        change = ON_BASE_LEARNER.get(group.variant, group.variant)
+        label = without_daso(group.label) if group.variant in ON_BASE_LEARNER else group.label
+        before = group._replace(label=label, variant="")
         base = groups.get(before, {})
         common = sorted(by_seed.keys() & base.keys())
         if common and before != group:
@@ -133,7 +143,7 @@ def paired_changes(runs, measure="plain"):
             more = _other_changes(base[common[0]].config, by_seed[common[0]].config)
             rows.append((*group.where, before.label, f"{change}, {more}" if more else change,
                          *estimate(np.subtract(second, first))))
-    return _table(rows, ["method", "change", *Estimate._fields])
+    return _table(rows, ["method", "change", *Estimate._fields], runs)
 
 
 def order_agreement(published, runs):
@@ -208,7 +218,7 @@ def order_table(published, runs):
         groups.setdefault(_where(run), []).append(run)
     rows = [(*where, *order_agreement(published[published["unlabeled"] == where[1]], members).values())
             for where, members in groups.items()]
-    return _table(rows, ["methods", "seeds", "correlation", "low", "high"])
+    return _table(rows, ["methods", "seeds", "correlation", "low", "high"], runs)
 
 
 def format_estimates(table):
@@ -270,8 +280,7 @@ def _groups(runs):
 
 
 def _where(run):
-    values = (run.config.get(name) for name in WHERE)
-    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+    return tuple(field(run, name) for name in WHERE)
 
 
 def _other_changes(before, after):
@@ -280,12 +289,9 @@ def _other_changes(before, after):
                           if name in before and before[name] != value and name not in DASO_ALONE})
 
 
-def _table(rows, columns):
-    """Make a table of rows that begin with the values of `WHERE`; of these, what tells rows apart is kept."""
-    table = pd.DataFrame(rows, columns=[*WHERE, *columns])
-    kinds = table.groupby(["dataset", "unlabeled"], dropna=False)
-    same = [name for name in WHERE[2:] if (kinds[name].nunique(dropna=False) <= 1).all()]
-    return table.drop(columns=same)
+def _table(rows, columns, runs):
+    """Make a table of rows that begin with the values of `WHERE`; of these, what tells the runs apart is kept."""
+    return pd.DataFrame(rows, columns=[*WHERE, *columns])[[*telling(runs, WHERE), *columns]]
 
 
 def _draws(n):

@@ -105,8 +105,9 @@ def sweep(runs, engine, board, ends=()):
             job.stop()
         if running:
             board.stopping(len(running), SECONDS_TO_STOP)
+        deadline = time.monotonic() + SECONDS_TO_STOP
         for job in running.values():
-            job.wait()
+            job.wait(deadline)
     return failed
 
 

@@ -365,7 +365,7 @@ class Window:
 
 
 def _six_digits(value):
-    """Round to what float32 is sure of: the other digits fill half of ``metrics.jsonl``."""
+    """Round to what float32 is sure of; more digits only make ``metrics.jsonl`` longer."""
     return float(f"{value:.6g}")
 
 

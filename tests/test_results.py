@@ -267,10 +267,10 @@ def test_runs_that_each_start_from_a_run_of_their_own_seed_are_averaged(tmp_path
 
 def test_what_tells_runs_apart_is_found_in_their_split_and_scale(tmp_path):
     runs = [make_run(tmp_path, seed=0), make_run(tmp_path / "long", seed=0, total_steps=20_000)]
-    assert telling(runs) == ("dataset", "unlabeled", "total_steps", "method")
-    assert telling([runs[0], make_run(tmp_path / "other", unlabeled="uniform", n1=20)]) == (
-        "dataset", "unlabeled", "method")
-    table = results_table(runs, by=telling(runs))
+    assert telling(runs) == ("dataset", "unlabeled", "total_steps")
+    assert telling([runs[0], make_run(tmp_path / "other", unlabeled="uniform", n1=20)]) == ("dataset", "unlabeled")
+    assert telling([]) == ("dataset", "unlabeled") and telling(runs, among=("lr",)) == ("dataset", "unlabeled")
+    table = results_table(runs, by=(*telling(runs), "method"))
     assert table[["total_steps", "seeds"]].to_numpy().tolist() == [[10_000, 1], [20_000, 1]]
 
 

@@ -1,6 +1,7 @@
 """The benchmarks of a step run on a small network, their opponent computes the same, and their tables add up."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,11 +141,16 @@ def test_the_least_time_of_a_gpu_is_that_of_arithmetic_or_traffic(small, monkeyp
 
 
 @pytest.mark.slow
-def test_host_memory_measures_both_ways(monkeypatch):
-    monkeypatch.setattr(host_memory, "SIZES", {"small": ({}, 1)})
-    monkeypatch.setattr(host_memory, "WARM_UP", 1)
-    ms, faults = host_memory.measure_one("small", "default")
-    assert ms > 0 and faults >= 0
+def test_host_memory_measures_the_way_it_is_told_and_no_step_of_the_warm_up(monkeypatch):
+    told, steps, clock = [], [], iter([10.0, 16.0])
+    monkeypatch.setattr(host_memory, "SIZES", {"small": ({}, 2)})
+    monkeypatch.setattr(host_memory, "HOSTS", {"kept": told.append})
+    monkeypatch.setattr(host_memory.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(host_memory, "build", lambda config, data, device: (
+        SimpleNamespace(at=lambda t: (t, None)), SimpleNamespace(step=lambda batch, t: steps.append((batch, t)))))
+    ms, faults = host_memory.measure_one("small", "kept")
+    assert told == [1] and steps == [(t, t) for t in range(host_memory.WARM_UP + 2)]
+    assert ms == 3000 and 0 <= faults < 100  # two steps in six seconds, which touch no new page
     rows = [{"step": "small", "ms_default": 150.0, "ms_kept": 100.0, "faults_default": 5661, "faults_kept": 1,
              "faster": 1.5}]
     assert host_memory.format_rows(rows).splitlines()[1].split() == "small 150.0 100.0 1.50x 5,661 1".split()

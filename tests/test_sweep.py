@@ -280,8 +280,7 @@ def test_interrupted_while_it_starts_a_run_it_leaves_none_behind(study, monkeypa
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
 
 
-def test_runs_that_do_not_end_are_ended_by_force_all_at_one_time(study, monkeypatch):
-    monkeypatch.setattr(launch, "SECONDS_TO_STOP", 2)
+def test_runs_that_do_not_end_are_ended_by_force_all_at_one_time(study):
     study.set(supervised={"hold_at": 3})
     engine = launch.Local([{}] * 2, 1, command)
     jobs = [engine.start(run) for run in study.grid()[:2]]
@@ -292,7 +291,7 @@ def test_runs_that_do_not_end_are_ended_by_force_all_at_one_time(study, monkeypa
     for job in jobs:
         job.stop()
     for job in jobs:
-        job.wait()
+        job.wait(began + 2)
     assert 2 <= time.monotonic() - began < 4
     assert workers(study) == [] and len(engine.free) == 2
 
