@@ -67,7 +67,8 @@ class PlainDaso:
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True,
                                          weight_decay=config.weight_decay)
         self.queues = [deque(maxlen=config.queue_size) for _ in range(n_classes)]
-        self.class_freq, self.pending = torch.ones(n_classes), torch.zeros(n_classes)
+        self.class_freq = torch.ones(n_classes, device=next(self.net.parameters()).device)
+        self.pending = torch.zeros_like(self.class_freq)
 
     def step(self, batch, t):
         """Take one step; return the losses by name."""
@@ -104,7 +105,7 @@ class PlainDaso:
             for old, new in zip(self.ema.state_dict().values(), self.net.state_dict().values(), strict=True):
                 old.mul_(decay).add_(new, alpha=1 - decay)
         if (t + 1) % config.refresh_steps == 0:
-            self.class_freq, self.pending = self.pending, torch.zeros(self.n_classes)
+            self.class_freq, self.pending = self.pending, torch.zeros_like(self.pending)
         return losses
 
 

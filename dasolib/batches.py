@@ -137,7 +137,7 @@ class Batches:
         self.images_per_step = config.batch_size + n_unlabeled
         if config.batch_size > len(self.x):
             raise ValueError(f"batch_size={config.batch_size} is larger than the labeled set of {len(self.x)} images")
-        if self.kinds and len(self.u) == 0:
+        if (self.kinds or self.learner.estimates) and len(self.u) == 0:
             raise ValueError(f"method={config.method!r} needs unlabeled images, dataset={config.dataset!r} has none: "
                              "give labeled_indices, or data with unlabeled images")
         if n_unlabeled > len(self.u):

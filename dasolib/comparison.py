@@ -12,6 +12,7 @@ from dasolib.results import (
     BEST,
     NAMES,
     SETTING,
+    TOLD,
     check_same_study,
     group_summary,
     plus_minus,
@@ -230,7 +231,8 @@ def splits_text(table):
 def notes_text(table):
     """Explain the marks of a `paper_layout`, a line each; empty without any."""
     other = [OTHER_SCALE] if any(map(_is_other_scale, table["scale"])) else []
-    return "\n".join([*(f"{mark} {note}" for note, mark in _marks(table).items()), *other])
+    told = [TOLD] if table["is_told_counts"].any() else []
+    return "\n".join([*(f"{mark} {note}" for note, mark in _marks(table).items()), *told, *other])
 
 
 def paper_layout(table):
@@ -246,7 +248,7 @@ def paper_layout(table):
     letters, marks, columns = _letters(table), _marks(table), {}
     for cell in table.to_dict("records"):
         letter = letters[_key(cell[name] for name in SETTING)]
-        ours = plus_minus(cell[cell["measure"]], cell[f"{cell['measure']}_std"])
+        ours = plus_minus(cell[cell["measure"]], cell[f"{cell['measure']}_std"]) + "†" * cell["is_told_counts"]
         for title, text in ((_paper_title(cell), _as_printed(cell, marks)), ("ours", ours)):
             columns.setdefault(f"{letter} {title}", {})[cell["row"]] = text
     return pd.DataFrame(columns).fillna("-").rename_axis("method")
@@ -274,7 +276,7 @@ def save_table(table, folder, name):
 
 def _latex_table(shown, caption):
     text = shown.to_latex(index=False, escape=True, position="htbp", caption=_latex(caption))
-    for sign, command in (("±", r"$\pm$"), ("+-", r"$\pm$"), ("°", r"$^\circ$")):
+    for sign, command in (("±", r"$\pm$"), ("+-", r"$\pm$"), ("°", r"$^\circ$"), ("†", r"$^\dagger$")):
         text = text.replace(sign, command)
     return text
 

@@ -59,7 +59,7 @@ class Config(BaseModel):
     mu: int = Field(ge=1)  # unlabeled : labeled images of a step
     total_steps: int = Field(ge=1)  # T
     lr: float = Field(gt=0)
-    momentum: float = Field(ge=0, lt=1)
+    momentum: float = Field(gt=0, lt=1)  # Nesterov's
     weight_decay: float = Field(ge=0)  # on every parameter
     schedule: Literal[SCHEDULES]
     warmup_steps: int = Field(ge=0)
@@ -250,6 +250,9 @@ class Config(BaseModel):
         values = self.model_dump(mode="json", exclude={*NOT_IDENTITY, *self.without_effect()})
         values = {name: value for name, value in values.items() if (name, value) not in YOUNGER.items()}
         values["dataset"] = dataset_name(self.dataset)  # the path of the data is not part of it
+        own = {name: REBALANCERS[name].own_settings for name in self.rebalance if REBALANCERS[name].own_settings}
+        if own:
+            values["own_settings"] = own
         if self.needs("source"):
             values["source"] = Path(self.source).name  # nor is that of a run
         else:
@@ -414,14 +417,15 @@ def cpu_settings(method, total_steps):
     """Return what the CPU preset changes in the paper's: a small network, and periods that fit a short run.
 
     With T far below 250,000 the paper's constants cannot act, so they are scaled: an evaluation every T / 100 steps,
-    all but the last 20 on 2,000 test images, a faster moving average, and P and the histogram's period as shares of T.
+    rounded up, all but the last 20 on 2,000 test images, a faster moving average, and P and the histogram's period as
+    shares of T.
 
     Examples
     --------
     >>> {name: cpu_settings("fixmatch", 10_000)[name] for name in ("eval_steps", "refresh_steps", "pretrain_steps")}
     {'eval_steps': 100, 'refresh_steps': 100, 'pretrain_steps': 200}
     """
-    period = max(1, total_steps // 100)
+    period = max(1, -(-total_steps // 100))
     return {
         "depth": 10, "width": 1, "batch_size": 32, "precision": "bf16", "channels_last": True, "ema_decay": 0.99,
         "eval_steps": period, "eval_images": 2000, "refresh_steps": period,
@@ -507,13 +511,25 @@ def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_
                         threads=threads, device=device, **settings)
     except ValidationError as error:
         raise ValueError(_readable(error)) from None
-    if "daso" in rebalance and config.pretrain_steps >= total_steps:
-        warnings.warn(f"pretrain_steps={config.pretrain_steps} is not below total_steps={total_steps}: DASO will "
-                      "change no pseudo-label in this run", stacklevel=2)
+    for part in (method, *rebalance):
+        name, lead, never = STARTS.get(part, (None, 0, ""))
+        if name and getattr(config, name) - lead >= config.generation_steps:
+            length = ("generation_steps" if restarts else "total_steps") + f"={config.generation_steps}"
+            warnings.warn(f"{name}={getattr(config, name)} is not below {length}: {never} in this run", stacklevel=2)
     for name, reason in config.without_effect().items():
         if name in changes:
             raise ValueError(f"{name}={changes[name]!r} would change nothing: {reason}")
     return config
+
+
+# The setting that says from which step on a method acts, how many steps before it does, and what a shorter run lacks.
+STARTS = {
+    "daso": ("pretrain_steps", 0, "DASO will change no pseudo-label"),
+    "usadtm": ("pretrain_steps", 0, "no pseudo-label will count"),
+    "darp": ("darp_warmup_steps", 0, "DARP will change no pseudo-label"),
+    "cb": ("reweight_warmup_steps", 1, "class weights will not act"),
+    "ldam_drw": ("reweight_warmup_steps", 1, "class weights and margins will not act"),
+}
 
 
 def _count(changes, name, otherwise):

@@ -146,8 +146,10 @@ def pseudo_label(training, test, batches, *, t):
         return None
     feats, logits = predict(training.evaluated, batches.u, test.normalize)
     rows = torch.arange(len(batches.u), device=feats.device)
-    labels = training.rebalance.refine(logits.softmax(dim=-1), feats, rows, t, temperature=training.temperature,
-                                       update=False)
+    probs = logits.softmax(dim=-1)
+    if training.memory is not None:  # the base learner has labels of its own
+        return PseudoLabeled(feats, training.memory.pseudo_label(probs, feats))
+    labels = training.rebalance.refine(probs, feats, rows, t, temperature=training.temperature, update=False)
     return PseudoLabeled(feats, labels)
 
 

@@ -102,6 +102,15 @@ def test_runs_at_full_scale_come_first_and_apart_from_others(tmp_path):
     assert (full.loc["FixMatch", "b ours"], cpu.loc["FixMatch", "b ours"]) == ("80.0", "65.0")
 
 
+def test_darp_that_was_told_hidden_counts_is_marked_in_text_and_latex(tmp_path):
+    table = compare(TABLE, [paper_run(tmp_path / "runs", rebalance="darp"), paper_run(tmp_path / "runs")])
+    text = format_comparison(table)
+    assert text.count("65.0†") == 3 and text.count("†: DARP was told the true class counts") == 1  # layout, acc., +LA
+    save_table(table, str(tmp_path), "table")
+    assert r"65.0$^\dagger$" in (tmp_path / "table.tex").read_text()
+    assert "†" not in format_comparison(compare(TABLE, [paper_run(tmp_path / "plain")]))
+
+
 def test_a_large_network_trained_otherwise_is_not_at_full_scale(tmp_path):
     table = compare(TABLE, [paper_run(tmp_path, preset="paper", lr=0.01)])
     assert table["scale"].unique().tolist()[0].startswith("Other settings than the paper: WRN-28-2, ")

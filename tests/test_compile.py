@@ -102,9 +102,7 @@ def test_each_generation_of_crest_is_compiled(traced, tmp_path):
     config = tiny_config(save_tiny(tmp_path), rebalance="crest", n_generations=6, compile=True)
     run(config, tmp_path / "compiled", progress=False)
     run(config.model_copy(update={"compile": False}), tmp_path / "eager", progress=False)
-    ignored = {"config.json"}
-    first, second = (contents(tmp_path / name) for name in ("compiled", "eager"))
-    assert {k: v for k, v in first.items() if k not in ignored} == {k: v for k, v in second.items() if k not in ignored}
+    assert contents(tmp_path / "compiled") == contents(tmp_path / "eager")
 
 
 def test_a_run_is_refused_where_torch_cannot_compile(monkeypatch, tmp_path):

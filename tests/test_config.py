@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import pytest
 
@@ -290,7 +291,7 @@ def test_a_wrong_batch_size_is_refused_where_the_length_follows_from_it():
 
 @pytest.mark.parametrize(
     ("total_steps", "period", "pretrain"),
-    [(10_000, 100, 200), (600, 6, 12), (250, 2, 5), (100, 1, 2), (40, 1, 1), (1, 1, 1)],
+    [(10_000, 100, 200), (600, 6, 12), (250, 3, 5), (100, 1, 2), (40, 1, 1), (1, 1, 1)],
 )
 def test_the_cpu_preset_scales_its_periods_with_the_length(total_steps, period, pretrain):
     made = config("cpu", total_steps=total_steps)
@@ -397,6 +398,7 @@ def test_a_change_wins_over_preset_and_data_set():
         ({"lr": float("nan")}, "lr=nan: "),
         ({"lr": float("inf")}, "lr=inf: .* finite number"),
         ({"momentum": 1.0}, "momentum=1.0: .* less than 1"),
+        ({"momentum": 0.0}, "momentum=0.0: .* greater than 0"),
         ({"schedule": "step"}, "schedule='step': .* 'constant', 'cosine', 'cosine_half' or 'multistep'"),
         ({"schedule": "multistep"}, r"schedule='multistep' with milestones=\(\): give the steps"),
         ({"warmup_shape": "quadratic", "warmup_steps": 5}, "warmup_shape='quadratic': .* 'linear' or 'constant'"),
@@ -694,9 +696,26 @@ def test_a_parameter_that_the_notebook_does_not_declare_is_refused_with_the_choi
         check_parameters(cells)
 
 
-def test_daso_that_never_starts_is_warned_about():
-    with pytest.warns(UserWarning, match="pretrain_steps=5000 is not below total_steps=20: DASO will change no"):
-        make_config("paper", dataset="cifar10", method="fixmatch", rebalance="daso", total_steps=20)
+@pytest.mark.parametrize(
+    ("method", "rebalance", "changes", "message"),
+    [
+        ("fixmatch", "daso", {"pretrain_steps": 20}, "pretrain_steps=20 is not below total_steps=20: DASO will ch"),
+        ("usadtm", "", {"pretrain_steps": 20}, "pretrain_steps=20 is not below total_steps=20: no pseudo-label"),
+        ("fixmatch", "darp", {"darp_warmup_steps": 20}, "darp_warmup_steps=20 is not below total_steps=20: DARP will"),
+        ("fixmatch", "cb", {"reweight_warmup_steps": 21}, "=21 is not below total_steps=20: class weights will not"),
+        ("supervised", "ldam_drw", {"reweight_warmup_steps": 21}, "class weights and margins will not act in this run"),
+        ("fixmatch", "cb,crest", {"reweight_warmup_steps": 5}, "=5 is not below generation_steps=4: class weights"),
+    ],
+)
+def test_a_method_that_never_starts_is_warned_about(method, rebalance, changes, message):
+    def make(**changes):
+        return make_config("cpu", dataset="cifar10", method=method, rebalance=rebalance, total_steps=20, **changes)
+
+    with pytest.warns(UserWarning, match=message):
+        make(**changes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(**{name: value - 1 for name, value in changes.items()})
 
 
 def test_milestones_outside_the_run_are_refused():

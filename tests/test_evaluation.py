@@ -252,7 +252,7 @@ class Halving:
 
 def stored(n_unlabeled=20, t=5, temperature=1):
     data, net = random_data(), network()
-    training = SimpleNamespace(evaluated=net, rebalance=Halving(), temperature=temperature)
+    training = SimpleNamespace(evaluated=net, rebalance=Halving(), memory=None, temperature=temperature)
     batches = SimpleNamespace(u=data.x_test[:n_unlabeled], u_target=data.y_test[:n_unlabeled] - 1,
                               unlabeled_index=np.arange(n_unlabeled) + 100)
     test = test_set(data)

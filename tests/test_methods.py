@@ -16,12 +16,13 @@ from dasolib.losses import class_balanced_weights
 from dasolib.methods import LEARNERS, fixmatch, mean_teacher, mixmatch, pseudo_label, remixmatch, supervised, usadtm
 from dasolib.methods.step import Batch
 from dasolib.mixup import mixup
-from dasolib.prototypes import PrototypeBank
 from dasolib.rebalance import NEEDS, REBALANCERS, ROLES, Rebalance, check_combination
 from dasolib.rebalance.boss import Boss
 from dasolib.rebalance.daso import Daso
 from dasolib.rebalance.part import Population
-from dasolib.train import Training
+from dasolib.train import Training, run
+from tests.tiny import save_tiny
+from tests.tiny import tiny_config as tiny_run_config
 
 K, N_UNLABELED = 3, 40
 COUNTS = torch.tensor([12, 6, 2])
@@ -891,7 +892,7 @@ def usadtm_batch():
 
 
 def usadtm_step(t, **settings):
-    memory = PrototypeBank([5, 5], 2)
+    memory = usadtm.Memory(torch.tensor([1, 1]), 2)
     settings = {"pretrain_steps": 2, "similarity_threshold": 0.85, "lambda_u": 1.0, "lambda_mi": 0.1} | settings
     return usadtm.step(PassThrough(), None, usadtm_batch(), Rebalance({}), t=t, memory=memory, **settings), memory
 
@@ -924,7 +925,7 @@ def test_usadtm_compares_the_three_views_pair_by_pair():
 
 
 def test_queues_of_usadtm_hold_five_times_the_images_of_a_class():
-    assert usadtm.build_memory(torch.tensor([7, 2, 1]), 3).queue_sizes.tolist() == [35, 10, 5]
+    assert usadtm.Memory(torch.tensor([7, 2, 1]), 3).queue_sizes.tolist() == [35, 10, 5]
 
 
 def test_the_memory_of_usadtm_takes_the_networks_own_features_and_is_restored():
@@ -937,6 +938,20 @@ def test_the_memory_of_usadtm_takes_the_networks_own_features_and_is_restored():
         assert torch.equal(resumed.memory.state_dict()[name], value), name
     outs = [each.step(random_batch(config, 2), 2) for each in (training, resumed)]
     assert torch.equal(outs[0].labels.final, outs[1].labels.final)
+
+
+def test_what_a_usadtm_run_stores_of_the_unlabeled_images_are_its_own_labels(tmp_path):
+    """Those of the nearest prototype, which it learns from, and not the head's."""
+    config = tiny_run_config(save_tiny(tmp_path), method="usadtm", rebalance="")
+    run(config, tmp_path / "run", progress=False)
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    with np.load(tmp_path / "run" / "outputs.npz") as arrays:
+        feats, rows = torch.from_numpy(arrays["feats"]).float(), arrays["feats_row"]
+        final, semantic, linear = (arrays[kind][rows] for kind in ("final", "semantic", "linear"))
+    similarity = F.normalize(feats, dim=1) @ F.normalize(state["memory"]["prototypes"], dim=1).T
+    np.testing.assert_allclose(final, similarity.softmax(dim=1), atol=2e-3)
+    np.testing.assert_array_equal(final, semantic)
+    assert np.abs(linear - final).max() > 0.01
 
 
 @pytest.mark.parametrize("method", ["pseudo_label", "mean_teacher", "mixmatch", "remixmatch"])

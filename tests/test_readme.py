@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import papermill
 import pytest
+import yaml
 from PIL import Image
 
 from benchmarks.methods import combinations, format_rows
 from dasolib.comparison import as_published
+from dasolib.config import Config
 from dasolib.results import format_table, load_runs, method_label, results_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +73,15 @@ def run_command(command, tmp_path):
     ran = subprocess.run([*programs[program], *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
                          env=os.environ | {"MPLBACKEND": "agg"})
     assert ran.returncode == 0, ran.stderr[-3000:]
+
+
+@pytest.mark.parametrize("document", ["README.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))])
+def test_settings_given_to_the_notebook_are_none_that_it_has_as_parameters(document):
+    """Wherever a document has them, be it in a command that no test runs: the notebook would refuse it."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    parameters = papermill.inspect_notebook(str(ROOT / "notebooks/train.ipynb"))
+    for settings in re.findall(r'-y "settings: (.*?)"', text):
+        assert yaml.safe_load(settings).keys() <= Config.model_fields.keys() - parameters.keys()
 
 
 @pytest.mark.slow

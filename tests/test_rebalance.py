@@ -1,6 +1,7 @@
 """Re-balancing methods one by one: what each does at its moments, with numbers worked by hand."""
 
 import copy
+import json
 import math
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dasolib.data import load_data
 from dasolib.losses import cross_entropy, ldam_loss
 from dasolib.methods import LEARNERS
 from dasolib.methods.step import Batch
@@ -15,6 +17,7 @@ from dasolib.models import View, WideResNet
 from dasolib.pseudo_labels import PseudoLabels
 from dasolib.rebalance import (
     BUILT_IN,
+    MOMENTS,
     REBALANCERS,
     ROLES,
     Rebalance,
@@ -46,7 +49,7 @@ from tests.test_methods import (
     tiny_config,
     train,
 )
-from tests.tiny import save_tiny
+from tests.tiny import make_training, save_tiny
 from tests.tiny import tiny_config as tiny_run_config
 
 LOGITS = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])  # probabilities (1/4, 3/4) and (1/2, 1/2)
@@ -767,6 +770,65 @@ def test_an_own_method_trains_evaluates_and_is_stored_like_any_other(clean_table
     assert not torch.allclose(prior, torch.full_like(prior, 0.25), atol=1e-4)
 
 
+def test_settings_of_an_own_method_are_part_of_what_a_run_is(clean_table, tmp_path):
+    def config(momentum):
+        def build(population, feat_dim, momentum):
+            return RunningPrior(len(population.labeled), momentum)
+
+        register("running_prior", build, learners=["fixmatch"], settings={"momentum": momentum})
+        return tiny_run_config(save_tiny(tmp_path), rebalance="running_prior", total_steps=2)
+
+    fast = config(0.5)
+    name = fast.run_name()
+    run(fast, tmp_path / "run", progress=False)
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["own_settings"] == {"running_prior": {"momentum": 0.5}}
+    slow = config(0.9)
+    assert slow.run_name() != name
+    with pytest.raises(ValueError, match="own_settings: .*0.5.* there, .*0.9.* here"):
+        run(slow, tmp_path / "run", progress=False)
+    assert config(0.5).run_name() == name
+
+
+class Everywhere(Part):
+    """Takes part in every moment, and writes down which it was asked for."""
+
+    asked = set()
+
+
+for moment in MOMENTS:
+    def ask(self, *arguments, moment=moment, **named):
+        self.asked.add(moment)
+        return getattr(Part, moment)(self, *arguments, **named)
+
+    setattr(Everywhere, moment, ask)
+Everywhere.uses_feats = True
+
+
+@pytest.mark.parametrize("method", sorted(LEARNERS))
+def test_a_base_learner_asks_for_the_moments_that_its_line_names(monkeypatch, tmp_path, method):
+    monkeypatch.setattr(Everywhere, "asked", set())
+    settings = {"rebalance": "", "n_val": 40, "m1": 16} if method == "distribution_estimate" else {"rebalance": ""}
+    config = tiny_run_config(save_tiny(tmp_path), method=method, **settings)
+    training, batches = make_training(config, load_data(config.dataset))
+    training.rebalance.parts["everywhere"] = Everywhere()
+    training.step(batches.at(0)[0], 0)
+    assert Everywhere.asked == set(LEARNERS[method].asks)
+
+
+@pytest.mark.parametrize(("method", "unasked"), [("usadtm", "refine"), ("supervised", "refine"), ("mixmatch", "")])
+def test_an_own_method_that_a_base_learner_would_not_ask_is_refused(clean_table, tmp_path, method, unasked):
+    register("running_prior", build_running_prior, learners=LEARNERS, role="alignment")
+    config = tiny_run_config(save_tiny(tmp_path), method=method, rebalance="running_prior")
+    if not unasked:
+        make_training(config, load_data(config.dataset))
+        return
+    with pytest.raises(ValueError, match=f"rebalance='running_prior': method='{method}' never asks for its {unasked}, "
+                                         "only for adjust_labeled, labeled_loss, end_step"):
+        run(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_an_own_method_obeys_the_rules_of_the_table(clean_table):
     register("running_prior", build_running_prior, learners=["fixmatch", "pseudo_label"])
     check_combination("pseudo_label", ("la", "running_prior"))
@@ -792,6 +854,9 @@ def test_an_own_method_obeys_the_rules_of_the_table(clean_table):
         (None, {}, "name=None: must be a Python name"),
         ("mine", {"learners": ["fixmach"]}, r"learners=\('fixmach',\): choose from supervised, "),
         ("mine", {"learners": []}, r"learners=\(\): choose from supervised, "),
+        ("mine", {"settings": {"of": {1, 2}}}, r"settings=.*: must be a dict of numbers, texts"),
+        ("mine", {"settings": {"of": math.nan}}, r"settings=\{'of': nan\}: must be a dict of numbers, texts"),
+        ("mine", {"settings": "strength"}, r"settings='strength': must be a dict of numbers, texts"),
         ("mine", {"role": "labels"}, f"role='labels': choose one of {', '.join(ROLES)}"),
     ],
 )

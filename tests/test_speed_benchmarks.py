@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from benchmarks import daso_cost, host_memory, roofline, seeds, step
@@ -55,6 +56,14 @@ def test_the_plain_step_computes_what_ours_computes():
     for ours, theirs in ((training.net, plain.net), (training.ema.model, plain.ema)):
         for name, weight in ours.state_dict().items():
             torch.testing.assert_close(theirs.state_dict()[name], weight, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_the_plain_step_keeps_its_histogram_where_the_network_is():
+    with FakeTensorMode():
+        net = torch.nn.Linear(2, 2, device="cuda")
+        plain = step.PlainDaso(SimpleNamespace(net=net, ema=SimpleNamespace(model=net)), small_config(CPU), 10)
+        assert plain.class_freq.device == plain.pending.device == net.weight.device
 
 
 @pytest.mark.slow

@@ -12,9 +12,19 @@ VIEWS = {"identity": "plain", "weak": "weak", "strong": "strong"}
 QUEUE_RATIO = 5  # labeled features kept of each class, as a multiple of its images
 
 
-def build_memory(counts, feat_dim):
+class Memory(PrototypeBank):
     """Queues of the labeled features and their prototypes, for labeled class counts (K,)."""
-    return PrototypeBank([QUEUE_RATIO * n for n in counts.tolist()], feat_dim)
+
+    def __init__(self, counts, feat_dim):
+        super().__init__([QUEUE_RATIO * n for n in counts.tolist()], feat_dim)
+
+    def pseudo_label(self, probs, feats):
+        """Label images by their features (n, feat_dim); the head's probabilities (n, K) are only kept beside it.
+
+        As probabilities the labels are the softmax of the similarities, of which only the order matters.
+        """
+        semantic = semantic_logits(feats, self.prototypes, 1.0).softmax(dim=-1)
+        return PseudoLabels(probs, semantic, semantic)
 
 
 def step(net, ema, batch, rebalance, *, t, memory, pretrain_steps, similarity_threshold, lambda_u, lambda_mi):
@@ -22,8 +32,8 @@ def step(net, ema, batch, rebalance, *, t, memory, pretrain_steps, similarity_th
 
     Parameters
     ----------
-    memory : PrototypeBank
-        From `build_memory`; takes the network's own labeled features.
+    memory : Memory
+        Takes the network's own labeled features.
     pretrain_steps : int
         Pseudo-labels count from this step on; 500 in the published implementation of DASO.
     similarity_threshold : float
@@ -34,8 +44,7 @@ def step(net, ema, batch, rebalance, *, t, memory, pretrain_steps, similarity_th
     Notes
     -----
     The other arguments and the result are as `dasolib.methods.step` describes. A label also counts only if the nearest
-    prototype in Euclidean distance is of the same class. As probabilities the labels are the softmax of the
-    similarities, of which only the order matters.
+    prototype in Euclidean distance is of the same class.
 
     References
     ----------
@@ -45,11 +54,8 @@ def step(net, ema, batch, rebalance, *, t, memory, pretrain_steps, similarity_th
     labeled, identity, weak, strong = forward_views(net, batch.x, *batch.views.values())
     memory.push(labeled.feats.detach(), batch.y)
     feats = weak.feats.detach()
-    similarity = semantic_logits(feats, memory.prototypes, 1.0)
-    semantic = similarity.softmax(dim=-1)
-    labels = PseudoLabels(weak.logits.detach().softmax(dim=-1), semantic, semantic)
-
-    target, is_similar = confident_labels(similarity, similarity_threshold)
+    labels = memory.pseudo_label(weak.logits.detach().softmax(dim=-1), feats)
+    target, is_similar = confident_labels(semantic_logits(feats, memory.prototypes, 1.0), similarity_threshold)
     is_nearest = torch.cdist(feats, memory.prototypes).argmin(dim=-1) == target
     mask = is_similar * is_nearest * (t >= pretrain_steps)
     probs = (view.logits.softmax(dim=-1) for view in (identity, weak, strong))

@@ -1,7 +1,8 @@
 """Re-balancing methods: one class each; `REBALANCERS` is the table of what exists, in the order in which they act."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -37,6 +38,7 @@ class Rebalancer:
     refusal: str  # why not on the others
     roles: tuple[str, ...]  # keys of `ROLES`
     settings: tuple[str, ...] = ()  # fields of the configuration that `build` takes
+    own_settings: dict = field(default_factory=dict)  # what `build` takes besides, in a method of your own
     draw: Callable | None = None  # (n_labeled, n_unlabeled, *, generator) -> further draws of a batch
     head: str | None = None  # a further head of the network with K outputs, which then predicts
     needs: tuple[str, ...] = ()  # of NEEDS: what a run must be given, or does otherwise
@@ -167,7 +169,7 @@ REBALANCERS = {
 }
 
 
-def register(name, build, *, learners, role="pseudo_labels"):
+def register(name, build, *, learners, role="pseudo_labels", settings=None):
     """Add a re-balancing method of your own to the table, for this process.
 
     Parameters
@@ -175,16 +177,26 @@ def register(name, build, *, learners, role="pseudo_labels"):
     name : str
         What ``rebalance`` calls it; an own method of the same name is replaced.
     build : callable
-        ``build(population, feat_dim) -> Part``, with `dasolib.rebalance.part.Population` and the length of a feature.
+        ``build(population, feat_dim, **settings) -> Part``, with `dasolib.rebalance.part.Population` and the length of
+        a feature.
     learners : iterable of str
         The base learners it can be put on.
     role : str
         It cannot be combined with another method of the same role, see `ROLES`.
+    settings : dict, optional
+        What `build` takes by name: numbers, texts, truth values, None, and lists and dicts of them. They are part of
+        what a run is, so that another value makes another run folder.
 
     Raises
     ------
     ValueError
-        If the name is that of a built-in method, or no name, or a base learner or the role is unknown.
+        If the name is that of a built-in method, or no name, or a base learner or the role is unknown, or the settings
+        cannot be written down.
+
+    Notes
+    -----
+    A run is told by its settings, not by code. After a change of the method's code choose another name or run folder:
+    a finished run under the old one is read, not trained again.
     """
     learners = tuple(learners)
     if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict(), name):
@@ -195,11 +207,17 @@ def register(name, build, *, learners, role="pseudo_labels"):
         raise ValueError(f"learners={learners}: choose from {', '.join(LEARNERS)}")
     if role not in ROLES:
         raise ValueError(f"role={role!r}: choose one of {', '.join(ROLES)}")
-    REBALANCERS[name] = Rebalancer(build, learners=frozenset(learners), roles=(role,),
+    try:
+        own_settings = json.loads(json.dumps(dict(settings or {}), allow_nan=False))  # as config.json will have them
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"settings={settings!r}: must be a dict of numbers, texts, truth values, None, and lists and "
+                         f"dicts of them ({error})") from None
+    REBALANCERS[name] = Rebalancer(build, learners=frozenset(learners), roles=(role,), own_settings=own_settings,
                                    refusal=f"it was registered for {', '.join(learners)}")
 
 
 BUILT_IN = tuple(REBALANCERS)
+MOMENTS = tuple(name for name, moment in vars(Part).items() if callable(moment) and not name.startswith("_"))
 
 
 def parse_rebalance(text):
@@ -375,9 +393,20 @@ def build_rebalance(config, population, feat_dim):
     population : dasolib.rebalance.part.Population
     feat_dim : int
         Length of the encoder's features.
+
+    Raises
+    ------
+    ValueError
+        If a method of your own takes part in a moment that the base learner does not have.
     """
-    parts = {}
+    parts, asks = {}, {*LEARNERS[config.method].asks, "carry_over"}
     for name in config.parts():
-        settings = {field: getattr(config, field) for field in REBALANCERS[name].settings}
-        parts[name] = REBALANCERS[name].build(population, feat_dim, **settings)
+        line = REBALANCERS[name]
+        settings = {setting: getattr(config, setting) for setting in line.settings} | line.own_settings
+        parts[name] = line.build(population, feat_dim, **settings)
+        unasked = [moment for moment in MOMENTS
+                   if moment not in asks and getattr(type(parts[name]), moment) is not getattr(Part, moment)]
+        if unasked and name not in BUILT_IN:
+            raise ValueError(f"rebalance={name!r}: method={config.method!r} never asks for its {', '.join(unasked)}, "
+                             f"only for {', '.join(LEARNERS[config.method].asks)}")
     return Rebalance(parts)

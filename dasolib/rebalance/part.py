@@ -18,6 +18,9 @@ class Population(NamedTuple):
 class Part(nn.Module):
     """One re-balancing method; at each moment it does nothing, unless it says otherwise.
 
+    Not every base learner has all moments: see ``asks`` in `dasolib.methods.LEARNERS`. `select` and `carry_over` are
+    CReST's, between its generations.
+
     Whatever must survive a step is a buffer, so that it is in the checkpoint and on the device. Nothing that
     belongs to one batch is kept: it comes and goes as an argument.
     """
