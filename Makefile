@@ -10,7 +10,7 @@ STORED := pseudo_label_bias other_learners cifar10_lt cifar100_lt stl10_lt semi_
 	ablations cpu_study training_curves confusion
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test report lab clean
+.PHONY: help quickstart test notebooks report lab clean
 
 help: ## list the targets (this text)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,10 @@ test: $(INSTALLED) ## lint, unit and reference-number tests, doctests, coverage,
 	$(PY) -m ruff check .
 	$(PY) -m pytest --cov -n auto --maxprocesses 8 --dist loadfile
 	$(PY) -m pytest --nbval-lax --nbval-current-env $(STORED:%=notebooks/%.ipynb)
+
+notebooks: $(INSTALLED) ## execute the stored notebooks anew, where runs have been added
+	$(PY) -m nbconvert --to notebook --execute --inplace --log-level=WARN --ExecutePreprocessor.record_timing=False \
+		--ExecutePreprocessor.coalesce_streams=True $(STORED:%=notebooks/%.ipynb)
 
 report: $(INSTALLED) ## every notebook executed and rendered, and a front page: runs/report/index.html
 	$(PY) -m dasolib.report

@@ -2,9 +2,8 @@
 
 import pandas as pd
 
-from dasolib import published
-from dasolib.comparison import as_published, contenders, pick
-from dasolib.results import bias_table, over_seeds, plus_minus, results_table, select, without_daso
+from dasolib import comparison, published
+from dasolib.results import bias_table, over_seeds, plus_minus, results_table, without_daso
 
 # Figures of the paper in which averages are printed, by data set and unlabeled classes.
 FIGURES = {("cifar10", "equal"): ("5",), ("cifar100", "equal"): ("6",), ("cifar10", "uniform"): ("7", "8")}
@@ -20,23 +19,25 @@ def choose(runs, *, dataset, unlabeled, methods, **settings):
     unlabeled, methods : str
         Kinds of unlabeled classes, and labels as `dasolib.results.method_label` writes them; commas between.
     **settings
-        As in `dasolib.results.select`.
+        As in `dasolib.comparison.choose`.
 
     Returns
     -------
     dict of str to list of Run
         By kind, as named, in the order of `methods`; finished or not, with DASO as published.
+
+    Raises
+    ------
+    ValueError
+        As `dasolib.comparison.choose` does.
     """
-    chosen = {}
-    for kind in _names(unlabeled):
-        members = contenders(as_published(select(runs, dataset=dataset, unlabeled=kind, **settings)))
-        chosen[kind] = [run for name in _names(methods) for run in members if run.label == name]
-    return chosen
+    return {kind: comparison.choose(runs, methods=_names(methods), dataset=dataset, unlabeled=kind, **settings)
+            for kind in _names(unlabeled)}
 
 
 def finished(chosen):
     """Return the finished runs of a choice, likewise by kind."""
-    return {kind: pick(members) for kind, members in chosen.items()}
+    return {kind: comparison.finished(members) for kind, members in chosen.items()}
 
 
 def format_chosen(chosen, *, dataset, methods):

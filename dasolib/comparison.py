@@ -1,12 +1,23 @@
 """Runs beside the numbers that the paper prints, a row for each method and a column for each split."""
 
 import string
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dasolib.config import PRESETS, YOUNGER, cpu_settings, make_config, paper_dist_temperature, paper_settings
+from dasolib.config import (
+    PRESETS,
+    SPLITS,
+    YOUNGER,
+    Config,
+    cpu_settings,
+    make_config,
+    paper_dist_temperature,
+    paper_settings,
+)
+from dasolib.data import DATASETS
 from dasolib.evaluation import LAST
 from dasolib.results import (
     BEST,
@@ -90,7 +101,8 @@ def departures(run):
         Name -> (value of the run, value of the preset); empty for a run at full scale. What only concerns the rounding
         of numbers is no departure.
     """
-    given = {name: run.config[name] for name in (*SETTING, "source") if run.config.get(name) is not None}
+    given = {name: run.config.get(name) for name in SETTING}  # None, too: it says that the imbalance is natural
+    given |= {"source": run.config["source"]} if "source" in run.config else {}
     paper = make_config("paper", method=run.config["method"], rebalance=run.config["rebalance"], **given).identity()
     there = YOUNGER | run.config
     return {name: (there[name], value) for name, value in (YOUNGER | paper).items()
@@ -128,25 +140,67 @@ def is_built_in(run):
     return all(name in NAMES for name in (run.config["method"], *run.config["rebalance"]))
 
 
-def pick(runs, *, methods=None, **settings):
-    """Return the finished ones of the `contenders` of some settings in which DASO is as published.
+def choose(runs, *, methods, dataset, unlabeled, **settings):
+    """Return the `contenders` of one split in which DASO is as published.
 
     Parameters
     ----------
     runs : list of Run
-    methods : sequence of str, optional
-        Labels as `dasolib.results.method_label` writes them, which also order the runs; default: all, as they come.
+    methods : sequence of str
+        Labels as `dasolib.results.method_label` writes them, which also order the runs.
+    dataset, unlabeled : str
     **settings
-        As in `dasolib.results.select`.
+        As in `dasolib.results.select`. Where they name none of ``n1``, ``m1``, ``gamma_l`` and ``gamma_u``, and the
+        data set has a split of its own, these are the ones that `dasolib.config.make_config` sets.
+
+    Returns
+    -------
+    list of Run
+        Finished or not.
 
     Raises
     ------
     ValueError
-        If a setting is unknown, or runs of one method differ in more than their seed: settings that differ choose them.
+        If a setting or a kind of unlabeled classes is unknown, a method is none of this package or of the runs, or the
+        data set is neither a known one nor that of a run.
     """
-    part = [run for run in contenders(as_published(select(runs, **settings))) if run.result is not None]
-    if methods is not None:
-        part = [run for method in methods for run in part if run.label == method]
+    kinds = get_args(Config.model_fields["unlabeled"].annotation)
+    if unlabeled not in kinds:
+        raise ValueError(f"unlabeled={unlabeled!r}: choose one of {', '.join(kinds)}")
+    datasets = sorted({*DATASETS, *(run.config["dataset"] for run in runs)})
+    if dataset not in datasets:
+        raise ValueError(f"dataset={dataset!r}: choose one of {', '.join(datasets)}")
+    labels = {run.label for run in runs}
+    for method in methods:
+        if method not in labels and not set(method.split(" + ")) <= set(NAMES.values()):
+            raise ValueError(f"methods has {method!r}: join names of {', '.join(NAMES.values())} by ' + '")
+    if dataset in SPLITS and not {"n1", "m1", "gamma_l", "gamma_u"} & settings.keys():
+        split = make_config(dataset=dataset, method="supervised", unlabeled=unlabeled)
+        settings |= {name: getattr(split, name) for name in ("n1", "m1", "gamma_l", "gamma_u")}
+    part = contenders(as_published(select(runs, dataset=dataset, unlabeled=unlabeled, **settings)))
+    return [run for method in methods for run in part if run.label == method]
+
+
+def pick(runs, **choice):
+    """Return the finished ones of what `choose` returns, of each method with one configuration but for the seed.
+
+    Raises
+    ------
+    ValueError
+        As `choose` does, or if runs of one method differ in more than their seed: settings that differ choose them.
+    """
+    return finished(choose(runs, **choice))
+
+
+def finished(chosen):
+    """Return the finished ones of runs, of each method with one configuration but for the seed.
+
+    Raises
+    ------
+    ValueError
+        If runs of one method differ in more than their seed.
+    """
+    part = [run for run in chosen if run.result is not None]
     for i, run in enumerate(part):
         for other in part[:i]:
             if other.label == run.label:

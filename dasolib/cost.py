@@ -86,7 +86,7 @@ def estimate(configs, study, gflops=None):
         The rate in GFLOP/s and where it comes from, for a reader.
     """
     finished = [(json.loads(file.with_name("config.json").read_text()), json.loads(file.read_text())["seconds"])
-                for file in sorted(study.glob("*/result.json"))]
+                for file in sorted(study.glob("*/result.json")) if file.with_name("config.json").exists()]
     by_kind = {}
     for config, seconds in finished:
         by_kind.setdefault(_kind(config), []).append(seconds)

@@ -118,7 +118,7 @@ def _grid(content, runs):
     name, preset, common, entries = (content.get(key, {}) for key in KEYS)
     if not isinstance(name, str) or not name or name.startswith(".") or "/" in name:
         raise ValueError(f"name={name!r}: must be the name of a folder under {runs}/")
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"preset={preset!r}: choose one of {', '.join(PRESETS)}")
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"runs={entries!r}: must be a list of entries")

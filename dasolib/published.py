@@ -105,11 +105,17 @@ def main_columns():
     Returns
     -------
     DataFrame
-        As `table` returns it, of tables 1, 2, 3 and 11, each cell once: the split with the most methods, with equal,
-        uniform and reversed unlabeled classes.
+        As `comparisons` returns it: the split with the most methods, with equal, uniform and reversed unlabeled
+        classes.
     """
-    cells = pd.concat([table(number, dataset="cifar10") for number in ("1", "2", "3", "11")]).drop_duplicates(CELL)
-    return cells[(cells["n1"] == 1500) & (cells["gamma_l"] == 100)].reset_index(drop=True)
+    cells = comparisons()
+    is_main = (cells["dataset"] == "cifar10") & (cells["n1"] == 1500) & (cells["gamma_l"] == 100)
+    return cells[is_main].reset_index(drop=True)
+
+
+def comparisons():
+    """Return the cells of tables 1 to 4 and 11, which compare methods, as `table` returns them, each cell once."""
+    return pd.concat([table(number) for number in ("1", "2", "3", "4", "11")]).drop_duplicates(CELL)
 
 
 def averages(figure):

@@ -170,7 +170,7 @@ def _main_table(runs):
 
 def _main_figure(runs):
     """Figure 2 of the paper, on CIFAR10-LT with reversed unlabeled classes."""
-    part = comparison.pick(runs, methods=MAIN_METHODS, dataset="cifar10", unlabeled="reversed", n1=1500, gamma_l=100)
+    part = comparison.pick(runs, methods=MAIN_METHODS, dataset="cifar10", unlabeled="reversed")
     if not part:
         return []
     table = results.bias_table(part)

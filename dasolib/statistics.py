@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from dasolib import published
 from dasolib.comparison import ABLATED, as_published, settings_text, variant
 from dasolib.rebalance import REBALANCERS
 from dasolib.results import (
+    NAMES,
     NOT_COMPARED,
     SETTING,
     SIZE,
@@ -22,7 +24,7 @@ from dasolib.results import (
 
 LEVEL = 0.95  # of every interval
 RESAMPLES = 9999
-ENOUGH = 4  # seeds, from which on `reading` counts an interval
+ENOUGH = 4  # seeds, from which on `reading` counts or prints an interval
 WHERE = (*SETTING, "n_val", "labeled_indices", "data_sha256", *SIZE)  # same images, same labels, same scale
 # DASO that blends nothing and aligns nothing trains as its base learner does. What is left of it: the moving average
 # passes labeled images in train mode.
@@ -146,13 +148,13 @@ def paired_changes(runs, measure="plain"):
     return _table(rows, ["method", "change", *Estimate._fields], runs)
 
 
-def order_agreement(published, runs):
+def order_agreement(cells, runs):
     """Whether methods come in the same order in our runs as in the paper: Spearman's rank correlation.
 
     Parameters
     ----------
-    published : DataFrame
-        Cells of the paper of one split, from `dasolib.published.table`.
+    cells : DataFrame
+        Of the paper, of one split, from `dasolib.published.table`.
     runs : list of dasolib.results.Run
         Of one split and scale, which need not be the published ones. Unfinished runs are left out, and so are those in
         which DASO is not as published.
@@ -172,7 +174,7 @@ def order_agreement(published, runs):
     ValueError
         If a method has runs of several splits or scales.
     """
-    cells = published[(published["measure"] == "accuracy") & (published["variant"] == "")]
+    cells = cells[(cells["measure"] == "accuracy") & (cells["variant"] == "")]
     cells = cells.drop_duplicates("method").set_index("method")
     ours = {}
     for group, by_seed in _groups(as_published(runs)).items():
@@ -197,28 +199,33 @@ def order_agreement(published, runs):
     return found
 
 
-def order_table(published, runs):
-    """`order_agreement` for each data set and each kind of unlabeled classes that the paper has.
+def order_table(runs):
+    """`order_agreement` for each split and scale.
 
     Parameters
     ----------
-    published : DataFrame
-        Cells of one data set of the paper, with one split for each kind of unlabeled classes.
     runs : list of dasolib.results.Run
-        Of any data sets.
+        Of any splits and scales.
 
     Returns
     -------
     DataFrame
-        ``dataset`` and ``unlabeled`` of our runs, what else of `WHERE` tells rows apart, and what `order_agreement`
-        returns; the cells of the paper beside them are those of the same unlabeled classes.
+        ``dataset`` and ``unlabeled`` of our runs, what else of `WHERE` tells rows apart; ``paper``, the numbers beside
+        them: "same split", or "CIFAR10-LT" where the paper has no such split, its main columns with the same kind of
+        unlabeled classes; and what `order_agreement` returns.
     """
-    groups = {}
+    groups, rows = {}, []
     for run in runs:
         groups.setdefault(_where(run), []).append(run)
-    rows = [(*where, *order_agreement(published[published["unlabeled"] == where[1]], members).values())
-            for where, members in groups.items()]
-    return _table(rows, ["methods", "seeds", "correlation", "low", "high"], runs)
+    comparisons, main = published.comparisons(), published.main_columns()
+    for where, members in groups.items():
+        cells, paper = comparisons, "same split"
+        for name, value in zip(SETTING, where, strict=False):
+            cells = cells[cells[name].isna() if value is None else cells[name] == value]
+        if cells.empty:
+            cells, paper = main[main["unlabeled"] == where[1]], "CIFAR10-LT"
+        rows.append((*where, paper, *order_agreement(cells, members).values()))
+    return _table(rows, ["paper", "methods", "seeds", "correlation", "low", "high"], runs)
 
 
 def format_estimates(table):
@@ -247,10 +254,12 @@ def format_orders(table):
 def reading(gaps, changes, orders):
     """Say in one line what the three tables of a study come to."""
     parts = []
-    if len(gaps):
-        low, middle, high = (100 * gaps["mean"].quantile([0, 0.5, 1])).tolist()
-        parts.append(f"the best evaluation of a run is {low:.1f} to {high:.1f} points above the median of its last 20, "
-                     f"by method, {middle:.1f} in the middle")
+    restarts = gaps["method"].str.contains(NAMES["crest"])
+    for whose, part in (("a run", gaps[~restarts]), ("CReST, whose last generation these 20 are,", gaps[restarts])):
+        if len(part):
+            low, middle, high = (100 * part["mean"].quantile([0, 0.5, 1])).tolist()
+            parts.append(f"the best evaluation of {whose} is {low:.1f} to {high:.1f} points above the median of its "
+                         f"last 20, by method, {middle:.1f} in the middle")
     for change, part in changes.groupby("change", sort=False):
         mean, sure = 100 * part["mean"].mean(), part[part["seeds"] >= ENOUGH]
         text = (f"{change}: {(part['mean'] > 0).sum()} of {len(part)} differences are above 0, {mean:+.1f} points on "
@@ -261,9 +270,13 @@ def reading(gaps, changes, orders):
         parts.append(text)
     for row in orders.to_dict("records"):
         if not np.isnan(row["correlation"]):
-            parts.append(f"order of {row['methods']} methods on {row['dataset']}, {row['unlabeled']}: rank correlation "
-                         f"with the paper {row['correlation']:+.2f} "
-                         f"{_interval(row['low'], row['high'], scale=1, digits=2)}".removesuffix(" -"))
+            split = settings_text({name: row[name] for name in WHERE[2:] if name in row})
+            where = f"{row['dataset']}, {row['unlabeled']}" + (f" ({split})" if split else "")
+            paper = "the paper" if row["paper"] == "same split" else f"the paper's on {row['paper']}"
+            sure = (_interval(row["low"], row["high"], scale=1, digits=2) if row["seeds"] >= ENOUGH
+                    else f"({row['seeds']} seed{'s' * (row['seeds'] > 1)})")
+            parts.append(f"order of {row['methods']} methods on {where}: rank correlation with {paper} "
+                         f"{row['correlation']:+.2f} {sure}")
     return f"Reading: {'; '.join(parts) or 'no finished runs'}."
 
 

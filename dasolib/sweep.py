@@ -9,6 +9,7 @@ command goes on. Two sweeps can work on one study at once, and leave each other'
 
 import argparse
 import contextlib
+import json
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ import warnings
 
 from dasolib.config import available_cores
 from dasolib.cost import START_SECONDS, estimate
-from dasolib.data import DATASETS
+from dasolib.data import DATASETS, load_data
 from dasolib.grid import load_grid
 from dasolib.launch import (
     BUSY,
@@ -119,16 +120,18 @@ def describe(grid, gflops=None, n_jobs=1):
     fields = {name for run in grid.runs for name in run.given} - {"dataset", "method", "rebalance", "seed", "source"}
     varying = [name for name in grid.runs[0].config.model_dump() if name in fields
                and len({getattr(run.config, name) for run in grid.runs}) > 1]
-    lines, seconds, flop, n_interrupted = [], 0, 0, 0
+    lines, seconds, flop, n_interrupted, n_in_work = [], 0, 0, 0, 0
     for run in grid.runs:
         if run.name in estimates:
             left = 1 - share_done(run)
             seconds += left * estimates[run.name].seconds
             flop += left * estimates[run.name].flop
             record = last_record(run.folder)
-            n_interrupted += record is not None
+            in_work = is_in_work(run.folder)
+            n_in_work += in_work
+            n_interrupted += record is not None and not in_work
             state = f"step {record['step']:,} of {run.config.total_steps:,}" if record else "missing"
-            state = f"in work, {state}" if is_in_work(run.folder) else state
+            state = f"in work, {state}" if in_work else state
             cost = _duration(left * estimates[run.name].seconds)
         else:
             state, cost = "finished", "-"
@@ -137,7 +140,7 @@ def describe(grid, gflops=None, n_jobs=1):
     n_measured = sum(each.measured for each in estimates.values())
     lines += [
         "", f"{grid.name}: {len(grid.runs)} runs in {grid.folder}: {len(grid.runs) - len(missing)} finished, "
-        f"{n_interrupted} interrupted, {len(missing) - n_interrupted} missing"]
+        f"{n_in_work} in work, {n_interrupted} interrupted, {len(missing) - n_in_work - n_interrupted} missing"]
     if missing:
         lines += [
             f"To do: {_duration(seconds)} one run after the other"
@@ -146,7 +149,7 @@ def describe(grid, gflops=None, n_jobs=1):
             f"Estimated {n_measured} from finished runs that differ in the seed alone, {len(missing) - n_measured} "
             f"from their arithmetic at {basis}; {START_SECONDS} s each for the start"]
         try:
-            check_inputs(missing)
+            check_inputs(grid)
         except ValueError as error:
             lines.append(f"Not to be started as it is: {error}")
     return "\n".join(lines)
@@ -176,14 +179,29 @@ def _amount(flop):
     return f"{flop / 1e15:.3g} PFLOP" if flop < 999.5e15 else f"{flop / 1e18:,.1f} EFLOP"
 
 
-def check_inputs(runs):
-    """Refuse what would make a run fail when it starts: data that are not there, and a network that is not.
+def check_folders(grid):
+    """Refuse a file where the folder of a study or of a run would be.
 
     Raises
     ------
     ValueError
-        Naming the data set and the choices, or the run without its network.
+        Naming the file.
     """
+    for place in (grid.folder.parent, grid.folder, *(run.folder for run in grid.runs)):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{place} is a file, and runs would go there; move it away, or choose another --runs")
+
+
+def check_inputs(grid):
+    """Refuse what would make a run fail when it starts, or make it one of another study.
+
+    Raises
+    ------
+    ValueError
+        If data or the network of another run are not there, or a file of data holds other images than those of the
+        study's finished runs.
+    """
+    runs = [run for run in grid.runs if not is_finished(run.folder)]
     for run in runs:
         source = run.after if run.config.needs("source") else None
         if source is not None and is_finished(source) and not (source / NETWORK).exists():
@@ -193,6 +211,12 @@ def check_inputs(runs):
         if dataset not in DATASETS and not resolve(dataset).exists():
             raise ValueError(f"dataset={dataset!r}: choose from {', '.join(DATASETS)}, or the path of an .npz file or "
                              f"of a folder; there is no {resolve(dataset)}")
+        finished = [run for run in grid.runs if run not in runs and run.config.dataset == dataset]
+        if dataset.endswith(".npz") and finished and any(
+                json.loads((run.folder / "config.json").read_text())["data_sha256"] != fingerprint
+                for fingerprint in [load_data(resolve(dataset)).fingerprint] for run in finished):
+            raise ValueError(f"dataset={dataset!r}: holds other images, or in another order, than the finished runs of "
+                             f"{grid.folder} were trained on; no table could hold both. Choose another --runs")
 
 
 def _positive(text):
@@ -276,6 +300,7 @@ def main(arguments=None, command=papermill_command):
     warnings.filterwarnings("ignore", "pretrain_steps=")  # the run itself will say it
     try:
         grid = load_grid(given.file, given.runs)
+        check_folders(grid)
         if given.engine == "ray":
             slots = [{}]
         else:
@@ -283,7 +308,7 @@ def main(arguments=None, command=papermill_command):
         if given.dry_run:
             print(describe(grid, given.gflops, len(slots)))
             return 0
-        check_inputs([run for run in grid.runs if not is_finished(run.folder)])
+        check_inputs(grid)
         for run in grid.runs:
             notebook_parameters(run, 1)
         if given.engine == "ray":

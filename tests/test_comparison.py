@@ -141,12 +141,49 @@ def test_a_variant_is_what_differs_from_the_papers_daso():
 def test_finished_runs_are_picked_in_the_order_of_the_methods(tmp_path):
     runs = [paper_run(tmp_path, seed=0), paper_run(tmp_path, seed=1), paper_run(tmp_path, rebalance="la"),
             paper_run(tmp_path / "other", rebalance="daso", queue_size=64), paper_run(tmp_path, seed=2, finished=False)]
-    assert pick(runs, methods=["FixMatch + LA", "FixMatch"], dataset="cifar10") == [runs[2], runs[0], runs[1]]
-    assert pick(runs) == runs[:3] and pick(runs, unlabeled="reversed") == []
+    choice = {"methods": ["FixMatch + LA", "FixMatch"], "dataset": "cifar10", "unlabeled": "equal"}
+    assert pick(runs, **choice) == [runs[2], runs[0], runs[1]]
+    assert pick(runs, **choice | {"unlabeled": "reversed"}) == []
     mixed = [*runs, paper_run(tmp_path / "mixed", seed=3, n1=500)]
+    assert pick(mixed, **choice) == [runs[2], runs[0], runs[1]]
+    assert pick(mixed, n1=500, **choice) == mixed[-1:]
     with pytest.raises(ValueError, match="differ in n1: 1500, 500; leave one out, or tell them apart by n1"):
-        pick(mixed)
-    assert pick(mixed, n1=500) == mixed[-1:]
+        pick(mixed, gamma_l=100.0, **choice)
+
+
+def test_full_scale_runs_of_other_splits_do_not_disturb_a_choice(tmp_path):
+    """By default the preset's split is shown, whatever else of the paper's tables has been run."""
+    small = [paper_run(tmp_path / "small", rebalance=rebalance) for rebalance in ("", "daso")]
+    full = [paper_run(tmp_path / "full", preset="paper", seed=seed, n1=500, m1=4000) for seed in (0, 1)]
+    choice = {"methods": ["FixMatch", "FixMatch + DASO"], "dataset": "cifar10", "unlabeled": "equal"}
+    assert pick([*small, *full], **choice) == small
+    more = paper_run(tmp_path / "more", preset="paper")
+    assert pick([*small, *full, more], **choice) == [more]
+    assert pick([*small, *full], n1=500, **choice) == full
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"unlabeled": "equl"}, "unlabeled='equl': choose one of equal, uniform, reversed, unknown"),
+    ({"dataset": "cifar"}, "dataset='cifar': choose one of cifar10, cifar100, mnist5k, "),
+    ({"methods": ["FixMach"]}, "methods has 'FixMach': join names of Supervised, .*FixMatch.* by ' . '"),
+    ({"methods": ["FixMatch + own"]}, "methods has 'FixMatch . own': join names of "),
+])
+def test_a_choice_that_cannot_be_is_refused_with_the_choices(tmp_path, change, message):
+    choice = {"methods": ["FixMatch"], "dataset": "cifar10", "unlabeled": "equal"}
+    with pytest.raises(ValueError, match=message):
+        pick([paper_run(tmp_path)], **choice | change)
+
+
+def test_own_methods_of_runs_can_be_chosen(tmp_path):
+    run = paper_run(tmp_path)
+    own = dataclasses.replace(run, config=run.config | {"rebalance": ["own"]})
+    assert pick([own], methods=["FixMatch + own"], dataset="cifar10", unlabeled="equal") == [own]
+
+
+def test_a_run_with_natural_imbalance_on_a_file_called_like_a_known_set_has_departures(tmp_path):
+    natural = {"n1": None, "m1": None, "gamma_l": None, "gamma_u": None, "unlabeled": "unknown"}
+    run = paper_run(tmp_path, labeled_indices=[0, 1, 2], n_val=0, **natural)
+    assert departures(run)["total_steps"] == (10_000, 250_000) and contenders([run]) == [run]
 
 
 def test_full_scale_runs_take_the_place_of_others_in_their_split(tmp_path):
@@ -157,7 +194,7 @@ def test_full_scale_runs_take_the_place_of_others_in_their_split(tmp_path):
     assert contenders([*small, unfinished]) == [*small, unfinished]
     full = paper_run(tmp_path / "f", preset="paper")
     assert contenders([*small, full]) == [small[2], full]
-    assert pick([*small, full], n1=1500) == [full]
+    assert pick([*small, full], methods=["FixMatch"], dataset="cifar10", unlabeled="equal") == [full]
     own = dataclasses.replace(small[0], config=small[0].config | {"rebalance": ["divide_by_prior"]})
     assert contenders([own, full]) == [own, full]
 

@@ -101,7 +101,12 @@ def test_every_command_of_the_readme_runs(command, tmp_path):
 
 
 def test_the_table_of_results_is_that_of_the_committed_runs():
-    runs = [run for run in as_published(load_runs(ROOT / "runs/cpu_study")) if run.result is not None
+    """And of no others: whoever trains more of the study has a table of their own."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no repository, as in a source archive")
+    listed = subprocess.run(["git", "ls-files", "runs/cpu_study"], cwd=ROOT, capture_output=True, text=True, check=True)
+    committed = {Path(file).parent.name for file in listed.stdout.splitlines() if file.endswith("result.json")}
+    runs = [run for run in as_published(load_runs(ROOT / "runs/cpu_study")) if run.name in committed
             and run.label in ("FixMatch", "FixMatch + LA", "FixMatch + DASO")]
     assert f"```text\n{format_table(results_table(runs))}\n```" in README
     runs = load_runs(ROOT / "runs/uniform")

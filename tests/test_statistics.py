@@ -1,5 +1,7 @@
 """Intervals over seeds, paired differences, and orders of methods: against scipy, and worked by hand."""
 
+import re
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -82,11 +84,11 @@ def test_rows_of_several_splits_and_scales_say_what_tells_them_apart(tmp_path):
         ["cifar10", "equal", 1500, 10_000, "FixMatch"], ["cifar10", "equal", 500, 10_000, "FixMatch"],
         ["cifar10", "equal", 1500, 500, "FixMatch"]]
     assert list(best_gaps(runs[:1]))[:4] == ["dataset", "unlabeled", "method", "mean"]
-    orders = order_table(MAIN, runs)
+    orders = order_table(runs)
     assert orders[["n1", "total_steps", "methods"]].to_numpy().tolist() == [[1500, 10_000, 1], [500, 10_000, 1],
                                                                            [1500, 500, 1]]
     assert format_orders(orders).splitlines()[0].split() == (
-        "dataset unlabeled n1 total_steps methods seeds rank correlation interval".split())
+        "dataset unlabeled n1 total_steps paper methods seeds rank correlation interval".split())
     with pytest.raises(ValueError, match="several splits or scales of FixMatch"):
         order_agreement(EQUAL, runs)
 
@@ -102,7 +104,7 @@ def test_the_interval_of_an_order_holds_the_correlation(tmp_path):
 def test_an_interval_is_counted_from_four_seeds_on(tmp_path):
     runs = [paper_run(tmp_path, seed=seed, rebalance=rebalance, test=test)
             for seed in range(4) for rebalance, test in (("", TEST), ("daso", BETTER))]
-    orders = order_table(MAIN, runs)
+    orders = order_table(runs)
     line = "+ DASO: 1 of 1 differences are above 0, +15.0 points on average"
     assert f"; {line}; of 1 intervals from 4 seeds or more 1 are above 0 and 0 below" in (
         reading(best_gaps(runs), paired_changes(runs), orders))
@@ -170,12 +172,46 @@ def test_methods_are_compared_on_the_seeds_of_all_of_them(tmp_path):
     assert order_agreement(EQUAL, [])["methods"] == 0
 
 
+def test_a_split_of_the_paper_is_compared_with_its_own_column(tmp_path):
+    """CIFAR100-LT with 50 labels: FixMatch 45.2 < LA 47.3 < DASO 49.8; on CIFAR10-LT DASO is below LA."""
+    split = {"dataset": "cifar100", "n1": 50, "m1": 400, "gamma_l": 10.0, "gamma_u": 10.0}
+    runs = [paper_run(tmp_path, rebalance=rebalance, test=test, **split)
+            for rebalance, test in (("", WORSE), ("la", TEST), ("daso", BETTER))]
+    (row,) = order_table(runs).to_dict("records")
+    assert (row["paper"], row["methods"], row["correlation"]) == ("same split", 3, pytest.approx(1))
+
+
 def test_every_data_set_is_compared_with_the_column_of_its_unlabeled_classes(tmp_path):
     digits = [make_run(tmp_path / "digits", unlabeled="reversed", rebalance=rebalance, test=test)
               for rebalance, test in (("", TEST), ("daso", BETTER), ("darp", WORSE), ("la", TEST))]
-    table = order_table(MAIN, ranked_runs(tmp_path, [(WORSE, BETTER, TEST)]) + digits)
-    assert table[["dataset", "unlabeled", "methods"]].to_numpy().tolist() == [
-        ["cifar10", "equal", 3], ["mnist5k", "reversed", 3]]  # the paper has no LA with reversed classes
+    table = order_table(ranked_runs(tmp_path, [(WORSE, BETTER, TEST)]) + digits)
+    assert table[["dataset", "unlabeled", "paper", "methods"]].to_numpy().tolist() == [
+        ["cifar10", "equal", "same split", 3],
+        ["mnist5k", "reversed", "CIFAR10-LT", 3]]  # the paper has no LA with reversed classes
     assert table["correlation"].tolist() == pytest.approx([1, 0.5])  # 71.8 < 80.0 < 80.3
-    assert format_orders(table).splitlines()[2].split() == ["mnist5k", "reversed", "3", "1", "+0.50", "-"]
-    assert format_orders(order_table(MAIN, [])) == "no finished runs to compare"
+    assert format_orders(table).splitlines()[2].split() == [
+        "mnist5k", "reversed", "CIFAR10-LT", "3", "1", "+0.50", "-"]
+    assert reading(best_gaps([]), paired_changes([]), table) == (
+        "Reading: order of 3 methods on cifar10, equal: rank correlation with the paper +1.00 (1 seed); "
+        "order of 3 methods on mnist5k, reversed: rank correlation with the paper's on CIFAR10-LT +0.50 (1 seed).")
+
+
+def test_the_reading_tells_splits_apart_and_prints_intervals_from_four_seeds_on(tmp_path):
+    few = ranked_runs(tmp_path / "few", [(WORSE, BETTER, TEST)] * 3)
+    many = [run for seed in range(4) for run in (
+        paper_run(tmp_path / f"{seed}", seed=seed, n1=500, m1=4000, rebalance=rebalance, test=test)
+        for rebalance, test in (("", WORSE), ("la", TEST), ("daso", BETTER)))]
+    text = reading(best_gaps([]), paired_changes([]), order_table(few + many))
+    assert "equal (n1 = 1500, m1 = 3000): rank correlation with the paper +1.00 (3 seeds)" in text
+    assert re.search(r"equal \(n1 = 500, m1 = 4000\): rank correlation with the paper \+1.00 \[[+-]", text)
+
+
+def test_the_reading_sets_crest_apart(tmp_path):
+    """Its last generation is as long as the window: what it gains there is in the difference."""
+    runs = [paper_run(tmp_path), paper_run(tmp_path, rebalance="crest"), paper_run(tmp_path, rebalance="crest_plus")]
+    for run, best in zip(runs, (0.66, 0.75, 0.85), strict=True):
+        run.result["plain"]["best"] = best
+    text = reading(best_gaps(runs), paired_changes([]), order_table([]))
+    assert "evaluation of a run is 1.0 to 1.0 points" in text
+    assert "evaluation of CReST, whose last generation these 20 are, is 10.0 to 20.0 points" in text
+    assert format_orders(order_table([])) == "no finished runs to compare"

@@ -20,6 +20,7 @@ import torch
 from dasolib import launch, progress, sweep
 from dasolib.config import available_cores
 from dasolib.cost import estimate, flop
+from dasolib.data import load_data
 from dasolib.grid import load_grid
 from dasolib.progress import last_record, run_line, shortened
 from dasolib.run_folder import LOCK, take_lock
@@ -387,7 +388,7 @@ def test_a_dry_run_prints_every_run_its_state_and_what_it_would_cost(study, caps
     assert not any(run.folder.exists() for run in study.grid())
     total = sum(flop(run.config.model_dump()) for run in study.grid())
     assert f"; {total / 1e15:.3g} PFLOP in the networks" in nothing
-    assert "0 finished, 0 interrupted, 6 missing" in nothing
+    assert "0 finished, 0 in work, 0 interrupted, 6 missing" in nothing
     assert "Estimated 0 from finished runs that differ in the seed alone, 6 from their arithmetic at " in nothing
     assert "what one CPU thread reached" in nothing
 
@@ -403,7 +404,7 @@ def test_a_dry_run_prints_every_run_its_state_and_what_it_would_cost(study, caps
     assert re.search(rf"^finished +-  {first.name}$", printed, re.M)
     assert re.search(rf"^step 5 of 20 +38 min  {second.name}$", printed, re.M)  # three quarters of 3,010 s
     assert re.search(rf"^in work, missing .*  {third.name}$", printed, re.M)
-    assert "1 finished, 1 interrupted, 4 missing" in printed
+    assert "1 finished, 1 in work, 1 interrupted, 3 missing" in printed
     assert "Estimated 1 from finished runs that differ in the seed alone, 4 from their arithmetic at " in printed
     assert f"{flop(first.config.model_dump()) / seconds / 1e9:,.0f} GFLOP/s, the median of the 1 finished" in printed
     assert re.search(r"To do: .* one run after the other, .* with 2 at a time; ", printed)
@@ -430,6 +431,30 @@ def test_a_dry_run_says_what_would_be_refused(study, capsys):
     study.file.write_text(GRID.replace("mnist5k", "data/absent.npz"))
     assert sweep.main([str(study.file), "--runs", str(study.runs), "--dry-run"]) == 0
     assert "Not to be started as it is: dataset='data/absent.npz': choose from " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_file_in_the_place_of_a_folder_is_refused_before_anything_starts(study, capsys, options):
+    run = study.grid()[3]
+    run.folder.write_text("")
+    for place, runs in ((run.folder, study.runs), (study.file, study.file)):
+        assert sweep.main([str(study.file), "--runs", str(runs), *options]) == 2
+        assert f"error: {place} is a file, and runs would go there; move it away, or choose" in capsys.readouterr().err
+    assert [path.name for path in (study.runs / "study").iterdir() if path.is_dir()] == []
+
+
+def test_images_of_another_order_than_those_of_finished_runs_are_refused(study, tmp_path, capsys):
+    """They would have the same names of runs, and no table could hold both."""
+    dataset = save_tiny(tmp_path)
+    study.file.write_text(GRID.replace("mnist5k", dataset).replace("n_val: 100", "batch_size: 4"))
+    run = study.grid()[0]
+    run.folder.mkdir()
+    (run.folder / "result.json").write_text(json.dumps({"seconds": 1.0}))
+    for there, refused in ((load_data(dataset).fingerprint, False), ("0" * 64, True)):
+        (run.folder / "config.json").write_text(json.dumps(run.config.identity() | {"data_sha256": there}))
+        (run.folder / "model.safetensors").touch()
+        assert sweep.main([str(study.file), "--runs", str(study.runs), "--dry-run"]) == 0
+        assert ("Not to be started as it is: dataset=" in capsys.readouterr().out) == refused
 
 
 @pytest.mark.parametrize("width", [80, 140])
