@@ -150,8 +150,8 @@ def choose(runs, *, methods, dataset, unlabeled, **settings):
         Labels as `dasolib.results.method_label` writes them, which also order the runs.
     dataset, unlabeled : str
     **settings
-        As in `dasolib.results.select`. Where they name none of ``n1``, ``m1``, ``gamma_l`` and ``gamma_u``, and the
-        data set has a split of its own, these are the ones that `dasolib.config.make_config` sets.
+        As in `dasolib.results.select`. Where they leave several splits, that of `dasolib.config.make_config` is taken,
+        if it is among them.
 
     Returns
     -------
@@ -174,11 +174,13 @@ def choose(runs, *, methods, dataset, unlabeled, **settings):
     for method in methods:
         if method not in labels and not set(method.split(" + ")) <= set(NAMES.values()):
             raise ValueError(f"methods has {method!r}: join names of {', '.join(NAMES.values())} by ' + '")
-    if dataset in SPLITS and not {"n1", "m1", "gamma_l", "gamma_u"} & settings.keys():
-        split = make_config(dataset=dataset, method="supervised", unlabeled=unlabeled)
-        settings |= {name: getattr(split, name) for name in ("n1", "m1", "gamma_l", "gamma_u")}
     part = contenders(as_published(select(runs, dataset=dataset, unlabeled=unlabeled, **settings)))
-    return [run for method in methods for run in part if run.label == method]
+    part = [run for method in methods for run in part if run.label == method]
+    if dataset in SPLITS and len({_split(run) for run in part}) > 1:
+        main = make_config(dataset=dataset, method="supervised", unlabeled=unlabeled)
+        main = tuple(getattr(main, name) for name in SETTING)
+        part = [run for run in part if _split(run) == main] or part
+    return part
 
 
 def pick(runs, **choice):

@@ -147,8 +147,10 @@ def test_finished_runs_are_picked_in_the_order_of_the_methods(tmp_path):
     mixed = [*runs, paper_run(tmp_path / "mixed", seed=3, n1=500)]
     assert pick(mixed, **choice) == [runs[2], runs[0], runs[1]]
     assert pick(mixed, n1=500, **choice) == mixed[-1:]
-    with pytest.raises(ValueError, match="differ in n1: 1500, 500; leave one out, or tell them apart by n1"):
-        pick(mixed, gamma_l=100.0, **choice)
+    others = [mixed[-1], paper_run(tmp_path / "others", n1=400)]
+    assert pick(others[1:], **choice) == others[1:]
+    with pytest.raises(ValueError, match="differ in n1: 500, 400; leave one out, or tell them apart by n1"):
+        pick(others, **choice)
 
 
 def test_full_scale_runs_of_other_splits_do_not_disturb_a_choice(tmp_path):
