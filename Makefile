@@ -28,7 +28,7 @@ test: $(INSTALLED) ## lint, unit and reference-number tests, doctests, coverage,
 
 notebooks: $(INSTALLED) ## execute the stored notebooks anew, where runs have been added
 	$(PY) -m nbconvert --to notebook --execute --inplace --log-level=WARN --ExecutePreprocessor.record_timing=False \
-		--ExecutePreprocessor.coalesce_streams=True $(STORED:%=notebooks/%.ipynb)
+		--coalesce-streams $(STORED:%=notebooks/%.ipynb)
 
 report: $(INSTALLED) ## every notebook executed and rendered, and a front page: runs/report/index.html
 	$(PY) -m dasolib.report
