@@ -23,7 +23,7 @@ from dasolib.cost import estimate, flop
 from dasolib.data import load_data
 from dasolib.grid import load_grid
 from dasolib.progress import last_record, run_line, shortened
-from dasolib.run_folder import LOCK, take_lock
+from dasolib.run_folder import LOCK, take_lock, write_json
 from dasolib.train import run as train
 from tests.fake_runs import command
 from tests.tiny import contents, save_tiny
@@ -59,8 +59,8 @@ class Study:
         self.set()
 
     def set(self, **options):
-        """Say how fake runs of a method behave."""
-        (self.runs / "study" / "fake.json").write_text(json.dumps(options))
+        """Say how fake runs of a method behave, to those that are running, too: they never read half a file."""
+        write_json(self.runs / "study" / "fake.json", options)
 
     def grid(self):
         return load_grid(self.file, self.runs).runs
