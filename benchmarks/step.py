@@ -62,7 +62,7 @@ class PlainDaso:
     """
 
     def __init__(self, training, config, n_classes):
-        self.config, self.n_classes = config, n_classes
+        self.config = config
         self.net, self.ema = copy.deepcopy(training.net), copy.deepcopy(training.ema.model)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True,
                                          weight_decay=config.weight_decay)

@@ -212,9 +212,10 @@ def check_inputs(grid):
             raise ValueError(f"dataset={dataset!r}: choose from {', '.join(DATASETS)}, or the path of an .npz file or "
                              f"of a folder; there is no {resolve(dataset)}")
         finished = [run for run in grid.runs if run not in runs and run.config.dataset == dataset]
-        if dataset.endswith(".npz") and finished and any(
-                json.loads((run.folder / "config.json").read_text())["data_sha256"] != fingerprint
-                for fingerprint in [load_data(resolve(dataset)).fingerprint] for run in finished):
+        if not dataset.endswith(".npz") or not finished:  # other data come in one order, and may take long to read
+            continue
+        there = {json.loads((run.folder / "config.json").read_text())["data_sha256"] for run in finished}
+        if there != {load_data(resolve(dataset)).fingerprint}:
             raise ValueError(f"dataset={dataset!r}: holds other images, or in another order, than the finished runs of "
                              f"{grid.folder} were trained on; no table could hold both. Choose another --runs")
 
@@ -297,7 +298,7 @@ def main(arguments=None, command=papermill_command):
         As of `Local`.
     """
     given = parse_arguments(arguments)
-    warnings.filterwarnings("ignore", "pretrain_steps=")  # the run itself will say it
+    warnings.filterwarnings("ignore", r"\w+_steps=.* is not below ")  # the run itself will say it
     try:
         grid = load_grid(given.file, given.runs)
         check_folders(grid)

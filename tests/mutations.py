@@ -506,7 +506,6 @@ def prototypes_of_the_average(patch):
             """Queues the features that the moving average gives."""
 
             prototypes = property(lambda self: memory.prototypes)
-            pseudo_label = property(lambda self: memory.pseudo_label)
 
             def push(self, feats, target):
                 with torch.no_grad():

@@ -433,6 +433,19 @@ def test_a_dry_run_says_what_would_be_refused(study, capsys):
     assert "Not to be started as it is: dataset='data/absent.npz': choose from " in capsys.readouterr().out
 
 
+def test_a_sweep_leaves_warnings_to_its_runs(study, capsys, recwarn):
+    study.file.write_text("name: study\npreset: cpu\ncommon: {dataset: mnist5k, total_steps: 20, unlabeled: equal}\n"
+                          "runs:\n"
+                          "- {method: usadtm, pretrain_steps: 20}\n"
+                          "- {method: fixmatch, rebalance: darp, darp_warmup_steps: 20}\n"
+                          "- {method: fixmatch, rebalance: cb, reweight_warmup_steps: 30}\n")
+    load_grid(study.file, study.runs)
+    assert len(recwarn) == 3
+    recwarn.clear()
+    assert sweep.main([str(study.file), "--runs", str(study.runs), "--dry-run"]) == 0
+    assert "3 missing" in capsys.readouterr().out and len(recwarn) == 0
+
+
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
 def test_a_file_in_the_place_of_a_folder_is_refused_before_anything_starts(study, capsys, options):
     run = study.grid()[3]

@@ -19,12 +19,14 @@ class Memory(PrototypeBank):
         super().__init__([QUEUE_RATIO * n for n in counts.tolist()], feat_dim)
 
     def pseudo_label(self, probs, feats):
-        """Label images by their features (n, feat_dim); the head's probabilities (n, K) are only kept beside it.
+        """Label images by their features (n, feat_dim); the head's probabilities (n, K) are only kept beside it."""
+        return as_labels(probs, semantic_logits(feats, self.prototypes, 1.0))
 
-        As probabilities the labels are the softmax of the similarities, of which only the order matters.
-        """
-        semantic = semantic_logits(feats, self.prototypes, 1.0).softmax(dim=-1)
-        return PseudoLabels(probs, semantic, semantic)
+
+def as_labels(probs, similarity):
+    """Pseudo-labels (n, K): the softmax of the similarities to the prototypes, of which only the order matters."""
+    semantic = similarity.softmax(dim=-1)
+    return PseudoLabels(probs, semantic, semantic)
 
 
 def step(net, ema, batch, rebalance, *, t, memory, pretrain_steps, similarity_threshold, lambda_u, lambda_mi):
@@ -54,8 +56,9 @@ def step(net, ema, batch, rebalance, *, t, memory, pretrain_steps, similarity_th
     labeled, identity, weak, strong = forward_views(net, batch.x, *batch.views.values())
     memory.push(labeled.feats.detach(), batch.y)
     feats = weak.feats.detach()
-    labels = memory.pseudo_label(weak.logits.detach().softmax(dim=-1), feats)
-    target, is_similar = confident_labels(semantic_logits(feats, memory.prototypes, 1.0), similarity_threshold)
+    similarity = semantic_logits(feats, memory.prototypes, 1.0)
+    labels = as_labels(weak.logits.detach().softmax(dim=-1), similarity)
+    target, is_similar = confident_labels(similarity, similarity_threshold)
     is_nearest = torch.cdist(feats, memory.prototypes).argmin(dim=-1) == target
     mask = is_similar * is_nearest * (t >= pretrain_steps)
     probs = (view.logits.softmax(dim=-1) for view in (identity, weak, strong))
