@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dasolib.image_batch import check_draws, check_images, check_memory_format, check_size, host_array, send
+from dasolib.image_batch import check_draws, check_images, check_memory_format, check_size, host_array, send_array
 from dasolib.randaugment import MAX_LEVEL, OPERATIONS, apply_operations
 from dasolib.resample import resize
 
@@ -206,7 +206,7 @@ def weak_view(images, draws, *, pad=PAD, memory_format=torch.contiguous_format):
         rows, cols = (planes[:, :1] + rows)[:, :, None], (cols[:, :, None] + planes[:1]).reshape(n, 1, w * c)
     else:
         rows, cols = (planes[:, :, None] + rows[:, None]).reshape(n, c * h, 1), cols[:, None]
-    rows, cols = send(rows, images.device), send(cols, images.device)
+    rows, cols = send_array(rows, images.device), send_array(cols, images.device)
     view = images.reshape(-1).index_select(0, (rows + cols).view(-1))
     return view.view(n, h, w, c).movedim(3, 1) if memory_format == torch.channels_last else view.view(n, c, h, w)
 
@@ -309,8 +309,8 @@ def _hole(images, centre, size):
     x, y = host_array("centre", centre, (n, 2), 0, max(h, w)).T
     if n and not (x.max() <= w and y.max() <= h):
         raise ValueError(f"centre must lie in the image of width {w} and height {h}, got {x.max()} and {y.max()}")
-    cols = send(_sides(w, size)[np.maximum(0, x - size / 2).astype(np.int64)], images.device)
-    rows = send(_sides(h, size)[np.maximum(0, y - size / 2).astype(np.int64)], images.device)
+    cols = send_array(_sides(w, size)[np.maximum(0, x - size / 2).astype(np.int64)], images.device)
+    rows = send_array(_sides(h, size)[np.maximum(0, y - size / 2).astype(np.int64)], images.device)
     return rows.view(n, 1, h, 1) & cols.view(n, 1, 1, w)
 
 
@@ -372,7 +372,7 @@ def normalize(images, mean, std, *, resolution=None, dtype=torch.float32, memory
     # In one pass over whole images, as they lie in memory: numbers that are spread over an image do not break it up.
     mean, std = np.array(mean), np.array(std)
     spread = torch.empty_like(images[:1], dtype=torch.promote_types(dtype, torch.float32))
-    factor, offset = (torch.empty_like(spread).copy_(send(values, images.device).view(1, c, 1, 1))
+    factor, offset = (torch.empty_like(spread).copy_(send_array(values, images.device).view(1, c, 1, 1))
                       for values in (1 / (255 * std), -mean / std))
     x = images.to(spread.dtype)
     x = torch.addcmul(offset, x, factor, out=x)

@@ -11,7 +11,7 @@ from dasolib.methods import LEARNERS
 from dasolib.methods.step import Batch
 from dasolib.rebalance import REBALANCERS
 from dasolib.rebalance.part import Population
-from dasolib.residency import Ahead, ready_for
+from dasolib.residency import Ahead, ready_for, send
 from dasolib.seeds import host_generator
 from dasolib.splits import (
     class_aware_rows,
@@ -171,23 +171,23 @@ class Batches:
     def at(self, t):
         """Return the `Batch` of step `t` and the hidden classes (mu * B,) of its unlabeled images, for diagnostics."""
         gathered = self.gather(t) if self.ahead is None else self.ahead(t)
-        rows, x, u_rows, u = (part if part is None else part.to(self.device, non_blocking=True) for part in gathered)
+        rows, x, u_rows, u = (part if part is None else send(part, self.device) for part in gathered)
         x, y = self.view(x, "weak", "labeled", t), self.y[rows]
         if not self.kinds:
             return Batch(x, y, views={}), None
         views = {name: self.view(u, kind, name, t) for name, kind in self.kinds.items()}
-        draws = {name: value.to(self.device, non_blocking=True) for name, value in self.draws(len(u), t).items()}
+        draws = {name: send(value, self.device) for name, value in self.draws(len(u), t).items()}
         return Batch(x, y, views, u_rows, draws), self.u_target[u_rows]
 
     def gather(self, t):
         """Return the images of step `t` as `Gathered`; called by a thread where they live on the host."""
-        rows = self.labeled_rows(t).to(self.x.device, non_blocking=True)
+        rows = send(self.labeled_rows(t), self.x.device)
         x = ready_for(self.x[rows], self.device)
         if not self.kinds:
             return Gathered(rows, x, None, None)
         n_unlabeled = self.config.mu * self.config.batch_size
         u_rows = epoch_rows(len(self.u), n_unlabeled, t, self.config.seed, purpose="unlabeled")
-        u_rows = u_rows.to(self.u.device, non_blocking=True)
+        u_rows = send(u_rows, self.u.device)
         return Gathered(rows, x, u_rows, ready_for(self.u[u_rows], self.device))
 
     def close(self):

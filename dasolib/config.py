@@ -122,7 +122,7 @@ class Config(BaseModel):
     eval_images: int | None = Field(ge=1)  # test images of all but the last 20 evaluations; None: all of them
 
     # Arithmetic
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16"]  # fp32 on a GPU: torch's default, in which convolutions round to TF32
     channels_last: bool
     compile: bool  # passes and losses of a step as one compiled graph; numbers agree to rounding
     threads: int = Field(ge=1)  # CPU threads; results are equal bit for bit only at the same number
@@ -390,10 +390,11 @@ def semi_aves_settings(method, total_steps, n_generations):
 
     Published are batch sizes, rates, decays, the EMA's decay, 90 epochs, 5 of them for warm-up, a tenth of the rate
     after 30 and 60, DASO's start after 20 and its histogram anew in each. An epoch is a ninetieth of `total_steps`
-    here, so that shorter runs keep these shares. Nobody has published the rest: the warm-up starts at 0, and CReST's
-    generations share the 90 epochs, with the schedule scaled to each, both as on the other data sets; evaluations
-    are one epoch apart; ABC counts such epochs; everything in steps else stays as it is. Nor how images are prepared:
-    ours are held as central squares of 256 pixels, crops are parts of those, the test sees all of them at 224 pixels,
+    here, so that shorter runs keep these shares, and of CReST's a ninetieth of a generation: nobody has published what
+    becomes of them there, and the schedule is scaled to a generation as on the other data sets. Nor is the rest
+    published: the warm-up starts at 0; evaluations are one epoch apart; ABC counts such epochs; everything in steps
+    else stays as it is. Nor how images are prepared: ours are held as central squares of 256 pixels, crops are parts of
+    those, the test sees all of them at 224 pixels,
     and strong views have RandAugment and Cutout as on the other data sets.
 
     Examples
@@ -408,7 +409,7 @@ def semi_aves_settings(method, total_steps, n_generations):
     return {
         "batch_size": 256, "mu": 5, "lr": 0.04 if LEARNERS[method].views else 0.1, "weight_decay": 3e-4,
         "schedule": "multistep", "warmup_steps": epochs(5), "milestones": (epochs(30), epochs(60)), "lr_decay": 0.1,
-        "ema_decay": 0.9, "eval_steps": max(1, total_steps // SEMI_AVES_EPOCHS), "refresh_steps": epoch,
+        "ema_decay": 0.9, "eval_steps": epoch, "refresh_steps": epoch,
         "abc_epoch_steps": epoch, "abc_epochs": total_steps / epoch,
     } | ({} if method == "usadtm" else {"pretrain_steps": max(epoch, epochs(20))})
 

@@ -13,7 +13,7 @@ from dasolib.diagnostics import class_groups, confusion_counts, recall
 from dasolib.estimate import estimate_unlabeled_counts
 from dasolib.pseudo_labels import PseudoLabels
 from dasolib.rebalance.logit_adjustment import adjust_for_balanced_test
-from dasolib.residency import ready_for
+from dasolib.residency import send
 from dasolib.seeds import host_generator
 
 LAST = 20  # evaluations whose median is reported: the paper's protocol
@@ -46,7 +46,7 @@ def predict(net, images, normalize):
     net.eval()
     for part in images.split(PREDICT_BATCH[device.type]):
         # From the host, a part is copied while a GPU works on the one before.
-        part = net.features(normalize(ready_for(part, device).to(device, non_blocking=True)))
+        part = net.features(normalize(send(part, device)))
         if feats is None:  # once for all: small results between large temporaries would leave holes in the memory
             feats = part.new_empty(len(images), part.shape[1])
         feats[done:done + len(part)] = part
@@ -149,7 +149,7 @@ def pseudo_label(training, test, batches, *, t):
     probs = logits.softmax(dim=-1)
     if training.memory is not None:  # the base learner has labels of its own
         return PseudoLabeled(feats, training.memory.pseudo_label(probs, feats))
-    labels = training.rebalance.refine(probs, feats, rows, t, temperature=training.temperature, update=False)
+    labels = training.rebalance.refine_predicted(probs, feats, rows, t, temperature=training.temperature)
     return PseudoLabeled(feats, labels)
 
 

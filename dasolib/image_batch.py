@@ -4,10 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dasolib.residency import send
 
-def send(array, device):
-    """Put a host array on `device` without waiting for the work queued there."""
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+def send_array(array, device):
+    """Copy a host array to `device` as `dasolib.residency.send` does."""
+    return send(torch.from_numpy(np.ascontiguousarray(array)), device)
 
 
 def host_array(name, values, shape, low, high):

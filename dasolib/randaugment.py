@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from dasolib.image_batch import check_images, host_array, send
+from dasolib.image_batch import check_images, host_array, send_array
 
 OPERATIONS = (
     "AutoContrast",
@@ -101,7 +101,7 @@ def apply_operations(images, operation, level, negative):
     rank = _RANK[operation]
     order = np.argsort(rank, kind="stable")
     level, negative = level[order], negative[order]
-    images = images.contiguous().index_select(0, send(order, images.device))
+    images = images.contiguous().index_select(0, send_array(order, images.device))
     ends = dict(zip(_SORTED, np.bincount(rank, minlength=len(_SORTED)).cumsum().tolist(), strict=True))
     end = ends["Identity"]
     for change, names in _FAMILIES:
@@ -113,7 +113,7 @@ def apply_operations(images, operation, level, negative):
         if parts:
             rows = slice(first, end)
             images[rows] = change(images[rows], parts, level[rows], negative[rows])
-    return images.index_select(0, send(np.argsort(order), images.device))
+    return images.index_select(0, send_array(np.argsort(order), images.device))
 
 
 # Tables: what becomes of each pixel value, (n, C or 1, 256) uint8.
@@ -154,12 +154,12 @@ def _equalize(pixels, level):
 
 def _posterize(pixels, level):
     """Keep the upper bits."""
-    return send(_POSTERIZED[level], pixels.device)
+    return send_array(_POSTERIZED[level], pixels.device)
 
 
 def _solarize(pixels, level):
     """Invert the values from a threshold on."""
-    return send(_SOLARIZED[level], pixels.device)
+    return send_array(_SOLARIZED[level], pixels.device)
 
 
 _LEVEL, _VALUE = np.arange(MAX_LEVEL + 1)[:, None, None], np.arange(256)
@@ -178,7 +178,7 @@ def _by_blend(pixels, parts, level, negative):
     x = pixels.float()
     luminance = _luminance(x)
     base = torch.cat([_BASES[name](x[part], luminance[part]).expand_as(x[part]) for name, part in parts])
-    factor = send((level / 10 * 0.9 + 0.05).astype(np.float32), pixels.device).view(-1, 1, 1, 1)
+    factor = send_array((level / 10 * 0.9 + 0.05).astype(np.float32), pixels.device).view(-1, 1, 1, 1)
     return x.sub_(base).mul_(factor).add_(base).to(torch.uint8)
 
 
@@ -225,7 +225,7 @@ def _by_map(pixels, parts, level, negative):
     """Rotate, shear and translate: each pixel comes from the nearest pixel under an affine map, or is black."""
     n, _, h, w = pixels.shape
     maps = np.concatenate([_fixed_point_maps(name, h, w)[level[part], negative[part]] for name, part in parts])
-    maps = send(maps, pixels.device)
+    maps = send_array(maps, pixels.device)
     along_x, along_y, origin = maps.view(n, 3, 2, 1, 1).unbind(1)
     x = torch.arange(w, dtype=maps.dtype, device=pixels.device)
     y = torch.arange(h, dtype=maps.dtype, device=pixels.device).view(h, 1)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dasolib.image_batch import check_draws, check_images, check_size, host_array, send
+from dasolib.image_batch import check_draws, check_images, check_size, host_array, send_array
 
 CROP_AREA = (0.08, 1.0)  # share of the image that a resized crop shows
 CROP_RATIO = (3 / 4, 4 / 3)  # its width over its height
@@ -175,9 +175,9 @@ def resize(images, resolution):
     if resolution < 1:
         raise ValueError(f"resolution must be >= 1, got {resolution}")
     if w != resolution:
-        images = _round_weighted(images.double() @ send(_resize_weights(w, resolution).T, images.device))
+        images = _round_weighted(images.double() @ send_array(_resize_weights(w, resolution).T, images.device))
     if h != resolution:
-        images = _round_weighted(send(_resize_weights(h, resolution), images.device) @ images.double())
+        images = _round_weighted(send_array(_resize_weights(h, resolution), images.device) @ images.double())
     return images
 
 
@@ -223,7 +223,7 @@ def _taps(side, resolution, first, length):
 def _weighted_rows(images, pixel, weight):
     """Each row of the result is a weighted sum of rows of `images` (N, C, H, W): (N, C, resolution, W) uint8."""
     n, c, _, w = images.shape
-    pixel, weight = (send(array, images.device)[:, None, :, None] for array in (pixel, weight))  # taps come last
+    pixel, weight = (send_array(array, images.device)[:, None, :, None] for array in (pixel, weight))  # taps come last
     total = 2**21  # a half, since all is in units of 2**-22
     for k in range(pixel.shape[-1]):  # a few
         total = total + images.gather(2, pixel[..., k].expand(n, c, -1, w)) * weight[..., k]

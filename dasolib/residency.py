@@ -38,6 +38,11 @@ def ready_for(images, device):
     return images.pin_memory() if images.device.type == "cpu" and device.type == "cuda" else images
 
 
+def send(values, device):
+    """Copy a tensor to `device`: neither waits for the other, as it goes from pinned memory to a GPU."""
+    return ready_for(values, device).to(device, non_blocking=True)
+
+
 class Ahead:
     """A function of the step whose next value is computed by a thread while the present one is used.
 

@@ -243,8 +243,8 @@ def test_a_group_without_test_images_is_left_out():
 class Halving:
     """Stands for a re-balancing method: its final label says more of class 0, from step 5 on."""
 
-    def refine(self, probs, feats, index, t, *, temperature, update):
-        assert not update and torch.equal(index, torch.arange(len(probs))) and len(feats) == len(probs)
+    def refine_predicted(self, probs, feats, index, t, *, temperature):
+        assert torch.equal(index, torch.arange(len(probs))) and len(feats) == len(probs)
         linear = sharpen(probs, temperature)
         semantic = torch.eye(K)[[0] * len(probs)] if t >= 5 else None
         return PseudoLabels(linear, semantic, linear if semantic is None else (linear + semantic) / 2)

@@ -14,7 +14,7 @@ from dasolib.losses import cross_entropy, ldam_loss
 from dasolib.methods import LEARNERS
 from dasolib.methods.step import Batch
 from dasolib.models import View, WideResNet
-from dasolib.pseudo_labels import PseudoLabels
+from dasolib.pseudo_labels import PseudoLabels, blend
 from dasolib.rebalance import (
     BUILT_IN,
     MOMENTS,
@@ -657,11 +657,11 @@ def test_the_balanced_head_blends_the_semantic_label_by_its_own_prediction():
     semantic = torch.tensor([[0.0, 0.0, 1.0]]).repeat(4, 1)
     other = torch.tensor([[0.0, 0.1, 0.9]]).repeat(4, 1)
     given = PseudoLabels(other, semantic, other, torch.tensor([1.0, 0.5, 0.0]))
-    got = make_abc().target(ABC_PROBS.log(), given)
+    got = make_abc().head_target(ABC_PROBS, given)
     torch.testing.assert_close(got, torch.cat([semantic[:1], (ABC_PROBS[1:] + semantic[1:]) / 2]))
-    fixed = make_abc().target(ABC_PROBS.log(), given._replace(blend_weight=0.25))
+    fixed = make_abc().head_target(ABC_PROBS, given._replace(blend_weight=0.25))
     torch.testing.assert_close(fixed, 0.75 * ABC_PROBS + 0.25 * semantic)
-    assert torch.equal(make_abc().target(ABC_PROBS.log(), labels(2, 2, 2, 2)), ABC_PROBS.log().softmax(dim=-1))
+    assert torch.equal(make_abc().head_target(ABC_PROBS, labels(2, 2, 2, 2)), ABC_PROBS)
 
 
 def test_the_class_of_the_blended_target_says_whether_a_row_is_kept():
@@ -686,6 +686,23 @@ def test_logit_adjustment_alignment_and_darp_do_not_touch_the_balanced_head(name
     for name in ("auxiliary_labeled", "auxiliary_unlabeled"):
         assert torch.equal(outs[0].losses[name], outs[1].losses[name])
     assert any(not torch.equal(outs[0].losses[name], outs[1].losses[name]) for name in ("labeled", "unlabeled"))
+
+
+@pytest.mark.parametrize("names", ["la,abc", "distribution_alignment,abc", "darp,abc", "daso,abc",
+                                   "daso,distribution_alignment,abc"])
+def test_labels_of_an_evaluation_are_what_the_balanced_head_learns(names):
+    """Of its own probabilities; DARP would replace all of them by the other head's, which it has kept."""
+    training, outs = train(tiny_config("fixmatch", names), 3)
+    probs, feats = torch.rand(N_UNLABELED, K).softmax(dim=-1), torch.rand(N_UNLABELED, 64)
+    got = training.rebalance.refine_predicted(probs, feats, torch.arange(N_UNLABELED), 3)
+    assert torch.equal(got.linear, probs)
+    if "daso" in names:
+        assert got.semantic is not None
+        torch.testing.assert_close(got.final, blend(probs, got.semantic, got.blend_weight))
+    else:
+        assert torch.equal(got.final, probs)
+    plain = training.rebalance.refine(probs, feats, torch.arange(N_UNLABELED), 3, update=False).final
+    assert torch.equal(got.final, plain) == (names in ("la,abc", "daso,abc"))
 
 
 # --- BOSS ------------------------------------------------------------------------------------------------------------

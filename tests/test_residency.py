@@ -4,6 +4,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -11,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import dasolib.train
 from dasolib.batches import Batches, make_split
 from dasolib.data import load_data
-from dasolib.residency import RESIDENT_SHARE, Ahead, fits, ready_for
+from dasolib.image_batch import send_array
+from dasolib.residency import RESIDENT_SHARE, Ahead, fits, ready_for, send
 from dasolib.train import run
 from tests.test_augment import RefuseWaits
 from tests.test_batches import NORMALIZE_TO_BYTES, textured_data, toy_data
@@ -65,6 +67,16 @@ def test_only_what_goes_from_the_host_to_a_gpu_is_pinned(monkeypatch):
     with FakeTensorMode():
         on_gpu = torch.empty(2, 1, 4, 4, device="cuda")
         assert ready_for(on_gpu, CUDA) is on_gpu
+    assert send(images, CPU) is images
+
+
+def test_what_is_sent_to_a_gpu_goes_from_pinned_memory(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, *, non_blocking: calls.append((device, non_blocking)))
+    send(torch.zeros(2), CUDA)
+    send_array(np.zeros(2), CUDA)
+    assert calls == 2 * ["pinned", (CUDA, True)]
 
 
 # ---- the same batches ----

@@ -349,6 +349,15 @@ class Rebalance(nn.Module):
             labels = part.refine(labels, feats, index, t, update=update)
         return labels
 
+    def refine_predicted(self, probs, feats, index, t, *, temperature=1):
+        """`refine` in an evaluation, of the probabilities of the head that predicts, be it the second one."""
+        labels = self.refine(probs, feats, index, t, temperature=temperature, update=False)
+        for part in self.parts.values():
+            target = part.head_target(probs, labels)
+            if target is not None:
+                return labels._replace(final=target)
+        return labels
+
     def confident(self, probs, threshold):
         """Class, mask and weight in the loss, (n,) each, of final pseudo-labels (n, K)."""
         for part in self.parts.values():

@@ -46,25 +46,18 @@ class Abc(Part):
         passed = t // self.epoch_steps / self.n_epochs
         return 1 - passed * (1 - self.labeled_share)
 
-    @torch.no_grad()
-    def target(self, logits, labels):
-        """Probabilities (n, K) of the weak view's logits, blended with the semantic ones where DASO gives these.
+    def head_target(self, probs, labels):
+        """Probabilities (n, K) of the balanced head, blended with the semantic ones where DASO gives these.
 
-        Parameters
-        ----------
-        logits : Tensor of shape (n, K)
-            Of the balanced head.
-        labels : dasolib.pseudo_labels.PseudoLabels
-            Of the same images.
+        Of `PseudoLabels` of the same images nothing else counts: alignment and DARP are for the other head.
         """
-        probs = logits.softmax(dim=-1)
         return probs if labels.semantic is None else blend(probs, labels.semantic, labels.blend_weight)
 
     def extra_losses(self, net, batch, views, labels, t):
         """Cross-entropy of the balanced head on the labeled rows that are kept, and on the confident unlabeled ones."""
         labeled, weak, strong = (net.heads[HEAD](views[name].feats) for name in ("labeled", "weak", "strong"))
         keep = (batch.draws["keep_labeled"] < self.labeled_share[batch.y]).to(labeled.dtype)
-        target = self.target(weak.detach(), labels)
+        target = self.head_target(weak.detach().softmax(dim=-1), labels)
         predicted, mask = confident_labels(target, self.threshold)
         mask = mask * (batch.draws["keep_unlabeled"] < self.unlabeled_share(t)[predicted])
         return {

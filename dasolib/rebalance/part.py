@@ -55,6 +55,10 @@ class Part(nn.Module):
         """
         return labels
 
+    def head_target(self, probs, labels):
+        """Return what a second head learns from its probabilities and the `PseudoLabels` (n, K); None without one."""
+        return None
+
     def confident(self, probs, threshold):
         """Return class, mask and weight in the loss (n,) of final labels (n, K); None leaves it to the threshold."""
         return None
