@@ -1,5 +1,6 @@
 """From data and configuration to the batch of each step: splitting, sampling and augmenting, all on the device."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -34,10 +35,18 @@ def make_split(config, data):
 
 
 def _run_split(config, data):
-    labels = data.y_train.numpy()
+    labels, has_pile = data.y_train.numpy(), data.x_unlabeled is not None
     if config.n1 is None:
+        if has_pile and config.labeled_indices is not None and len(config.labeled_indices) < len(labels):
+            warnings.warn(f"labeled_indices names {len(config.labeled_indices)} of {len(labels)} training images, and "
+                          f"dataset={config.dataset!r} has separate unlabeled images: the others are not used",
+                          stacklevel=2)
         return natural_split(labels, n_classes=data.n_classes, labeled_indices=config.labeled_indices,
-                             has_pile=data.x_unlabeled is not None, n_val=config.n_val, seed=config.seed)
+                             has_pile=has_pile, n_val=config.n_val, seed=config.seed)
+    if has_pile and config.unlabeled != "unknown":
+        warnings.warn(f"unlabeled={config.unlabeled!r} takes the unlabeled images from the training images: the "
+                      f"{len(data.x_unlabeled)} separate ones of dataset={config.dataset!r} are not used; "
+                      "unlabeled='unknown' takes those", stacklevel=2)
     if config.unlabeled == "unknown" and data.x_unlabeled is None:
         raise ValueError(f"unlabeled='unknown': dataset={config.dataset!r} has no separate unlabeled images; "
                          "choose equal, uniform or reversed")

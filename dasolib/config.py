@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from dasolib.methods import LEARNERS
 from dasolib.rebalance import REBALANCERS, check_combination, parse_rebalance
@@ -132,6 +132,13 @@ class Config(BaseModel):
     @classmethod
     def _in_table_order(cls, value):
         return parse_rebalance(value)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value, info):
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("must not be True or False")
+        return value
 
     @field_validator("depth")
     @classmethod
@@ -479,7 +486,8 @@ def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_
         raise ValueError(f"preset={preset!r}: choose one of {', '.join(PRESETS)}")
     if not isinstance(dataset, str) or not dataset:
         raise ValueError(f"dataset={dataset!r}: must be the name of a data set, or a path as text")
-    if total_steps is not None and not (isinstance(total_steps, int | float) and total_steps % 1 == 0):
+    is_number = isinstance(total_steps, int | float) and not isinstance(total_steps, bool)
+    if total_steps is not None and not (is_number and total_steps % 1 == 0):
         raise ValueError(f"total_steps={total_steps!r}: must be a whole number >= 1")
     rebalance = parse_rebalance(rebalance)
     check_combination(method, rebalance)
@@ -535,8 +543,11 @@ STARTS = {
 
 def _count(changes, name, otherwise):
     """Return a changed setting, or `otherwise` where it is not changed, or is no count and will be refused."""
-    value = changes.get(name)
-    return value if isinstance(value, int) and value >= 1 else otherwise
+    try:
+        value = TypeAdapter(int).validate_python(changes[name])  # "128" and 128.0, too, as `Config` takes them
+    except (KeyError, ValidationError):
+        return otherwise
+    return value if value >= 1 else otherwise
 
 
 def _readable(error):
@@ -550,7 +561,7 @@ def _readable(error):
 
 
 def check_parameters(cells):
-    r"""Refuse a parameter that a notebook does not declare; papermill itself only warns.
+    r"""Refuse a parameter that a notebook does not declare, or no mapping for one; papermill itself only warns.
 
     Parameters
     ----------
@@ -573,10 +584,14 @@ def check_parameters(cells):
     for cell in cells:
         if cell.startswith("# Parameters\n"):
             for node in ast.parse(cell).body:
-                if isinstance(node, ast.Assign) and node.targets[0].id not in declared:
-                    name, value = node.targets[0].id, ast.unparse(node.value)
+                if not isinstance(node, ast.Assign):
+                    continue
+                name, value = node.targets[0].id, ast.unparse(node.value)
+                if name not in declared:
                     choices = ", ".join(declared)
                     raise ValueError(f"{name}={value}: this notebook has no such parameter; choose from {choices}")
+                if ast.unparse(declared[name].annotation) == "dict" and not isinstance(node.value, ast.Dict):
+                    raise ValueError(f"{name}={value}: must be a mapping; with papermill -y '{name}: {{lr: 0.1}}'")
         elif not declared:
             tree = _parse_or_none(cell)
             nodes = tree.body if tree else []

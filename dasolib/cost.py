@@ -37,7 +37,7 @@ def flop(config):
 
     Image passes of a step come from ``benchmarks/methods.json``, where an image that goes backward counts as two more:
     those of the base learner, which grow with its images, and what each re-balancing method adds. Evaluations are
-    counted, CReST's labeling of all images is not.
+    counted; CReST's labeling of all unlabeled images, and the passes over them that estimate class counts, are not.
 
     Parameters
     ----------

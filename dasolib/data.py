@@ -579,7 +579,7 @@ def _listed_folder(root: Path, resolution: int) -> ImageData:
 
 def _semi_aves(name: str, unlabeled_lists: Sequence[str], root: Path, resolution: int) -> ImageData:
     """Both data sets of that name lie in one folder; they differ in the unlabeled images."""
-    folder = root / "semi_aves"
+    folder = root / LISTED
     if not folder.is_dir():
         lists = ", ".join((LABELED_LIST, TEST_LIST, *unlabeled_lists))
         raise ValueError(f"{name} is read from {folder}, and there is no such folder. Get images and lists from "
@@ -625,6 +625,7 @@ DATASETS: dict[str, Callable[..., ImageData]] = {
     "semi_aves": partial(_semi_aves, "semi_aves", (KNOWN_LIST,)),
     "semi_aves_unknown": partial(_semi_aves, "semi_aves_unknown", (KNOWN_LIST, UNKNOWN_LIST)),
 }
+LISTED = "semi_aves"  # folder of both
 DECODED = ("semi_aves", "semi_aves_unknown")  # to the resolution that is asked for; the others keep their own size
 
 
@@ -705,11 +706,10 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
         return DATASETS[dataset](Path(root), side)
     if dataset not in DATASETS and path.is_dir():
         return (_listed_folder if (path / LABELED_LIST).exists() else _folder)(path, side)
+    if dataset not in DATASETS and path.suffix.lower() != ".npz":
+        raise ValueError(f"dataset = {str(dataset)!r} is unknown; it must be {choices}, and no folder of that name "
+                         "exists")
     if resolution is not None:
         raise ValueError(f"resolution = {resolution} is for folders of images; leave it out for {str(dataset)!r}, "
                          f"which keeps its own size")
-    if dataset in DATASETS:
-        return DATASETS[dataset](Path(root))
-    if path.suffix.lower() == ".npz":
-        return _npz(path)
-    raise ValueError(f"dataset = {str(dataset)!r} is unknown; it must be {choices}, and no folder of that name exists")
+    return DATASETS[dataset](Path(root)) if dataset in DATASETS else _npz(path)

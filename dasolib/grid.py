@@ -95,6 +95,8 @@ class _Loader(yaml.SafeLoader):
         """Build a dict of a mapping whose keys all differ."""
         keys = []
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # what it brings may be set anew
+                continue
             keys.append(self.construct_object(key_node, deep=True))
             if keys.count(keys[-1]) > 1:
                 raise ValueError(f"line {key_node.start_mark.line + 1}: {keys[-1]!r} stands twice in one mapping")

@@ -89,7 +89,7 @@ def table(number, *, dataset=None):
     {'row': 'Supervised', 'gamma_l': 100.0, 'n1': 1500, 'published': 0.619, 'published_std': 0.0041}
     """
     if number not in TABLES:
-        raise ValueError(f"number={number!r}: choose one of {', '.join(TABLES)}")
+        raise ValueError(f"number={number!r}: choose one of {', '.join(map(repr, TABLES))}")
     lines = [line for line in _lines() if line["paper_table"].partition("-")[0] == f"T{number}"]
     cells = pd.DataFrame([_cell(line) for line in lines], columns=COLUMNS).astype({"n1": "Int64", "m1": "Int64"})
     if dataset is not None:

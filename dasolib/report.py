@@ -66,7 +66,7 @@ def build(folder=FOLDER, names=None):
     Raises
     ------
     ValueError
-        If there is no notebook of a name.
+        If there is no notebook of a name, or the folder is that of the notebooks, or a file.
     papermill.exceptions.PapermillExecutionError
         If a cell fails; nothing is rendered then.
     """
@@ -77,6 +77,8 @@ def build(folder=FOLDER, names=None):
         if name not in there:
             raise ValueError(f"names has {name!r}; choose from {', '.join(sorted(there))}")
     folder = resolve(folder)
+    if folder.is_file() or folder.resolve() == (project_root() / "notebooks").resolve():
+        raise ValueError(f"folder={str(folder)!r}: must be another folder than that of the notebooks, and no file")
     folder.mkdir(parents=True, exist_ok=True)
     read_only = [name for name in names if not trains(there[name])]
     with ThreadPoolExecutor(available_cores()) as pool:  # of one process, so that no two kernels choose the same ports
@@ -203,7 +205,10 @@ def main(arguments=None):
     parser.add_argument("names", nargs="*", help="notebooks; all of them by default")
     parser.add_argument("--folder", default=FOLDER, help="where the pages go (default: %(default)s)")
     options = parser.parse_args(arguments)
-    print(f"Read {build(options.folder, options.names or None)}")
+    try:
+        print(f"Read {build(options.folder, options.names or None)}")
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

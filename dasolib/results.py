@@ -197,6 +197,8 @@ def load_runs(*folders):
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise ValueError(f"folder={str(folder)!r} does not exist")
+        if (folder / "config.json").exists():
+            raise ValueError(f"folder={str(folder)!r} is a run itself; name the folder that it lies in")
     return sorted((load_run(path.parent) for folder in folders for path in Path(folder).glob("*/config.json")),
                   key=_order)
 
@@ -375,10 +377,11 @@ def bias_table(runs):
     Raises
     ------
     ValueError
-        If a run is unfinished.
+        If a run is unfinished, or those of a method differ in more than the seed.
     """
-    rows = []
+    rows, first = [], {}
     for run in runs:
+        check_same_but_seed(first.setdefault(run.label, run), run)
         if run.result is None:
             raise ValueError(f"run {run.name} is unfinished")
         labels, test = run.last_pseudo_labels(), run.result["plain"]
@@ -406,7 +409,7 @@ def by_label(runs):
     Raises
     ------
     ValueError
-        If there are no runs, or one without an evaluation.
+        If there are no runs, or one without an evaluation, or those of a method differ in more than the seed.
     """
     if not runs:
         raise ValueError("runs is empty: give at least one run")
@@ -415,6 +418,7 @@ def by_label(runs):
         if not run.counts:
             raise ValueError(f"run {run.name} has no evaluation yet")
         methods.setdefault(run.label, []).append(run)
+        check_same_but_seed(methods[run.label][0], run)
     return methods
 
 
@@ -545,12 +549,15 @@ def share_table(runs):
         Index: the methods, in order of appearance, then "true", over the images of known class of all runs. A column
         for each class, in [0, 1], which sum to 1 in a row; NaN for a method without pseudo-labels, and in "true" if no
         class is known. Then ``known`` and ``unknown``, as in `bias_table`: a method's shares are those of both.
+
+    Raises
+    ------
+    ValueError
+        As `by_label`, but for no runs.
     """
-    counts = {}
-    for run in runs:
-        counts[run.label] = counts.get(run.label, 0) + run.last_pseudo_labels()
-    if not counts:
+    if not runs:
         return pd.DataFrame(columns=["known", "unknown"])
+    counts = {label: sum(run.last_pseudo_labels() for run in part) for label, part in by_label(runs).items()}
     total = sum(counts.values())
     table = pd.DataFrame([*(predicted_share(each) for each in counts.values()), predicted_share(total[:-1].T)],
                          index=[*counts, "true"])
@@ -680,11 +687,17 @@ def check_same_study(one, other):
     """Refuse to average runs that are not the same but for the seed."""
     if one.config["seed"] == other.config["seed"]:
         raise ValueError(f"runs {one.name} and {other.name} are in one group and have the same seed")
+    check_same_but_seed(one, other)
+
+
+def check_same_but_seed(one, other):
+    """Refuse to put runs together that differ in more than the seed."""
     for name in sorted({*one.config, *other.config} - set(NOT_COMPARED)):
         here, there = one.config.get(name), other.config.get(name)
         if here != there:
+            apart = f", or tell them apart by {name}" if name in Config.model_fields else ""
             raise ValueError(f"runs {one.name} and {other.name} are in one group and differ in {name}: {here!r}, "
-                             f"{there!r}; leave one out, or tell them apart by {name}")
+                             f"{there!r}; leave one out{apart}")
 
 
 def group_summary(runs, seeds):

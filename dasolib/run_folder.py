@@ -23,6 +23,8 @@ COUNTED = ("pseudo_labels", "test", "test_adjusted")  # what an evaluation count
 COUNTS = "pseudo_labels.npz"
 COUNTS_SO_FAR = "pseudo_labels"  # folder of the same in training, a file for each evaluation
 PACKAGES = ("torch", "torchvision", "numpy", "daso-study")
+WRITTEN = ("*.json*", "checkpoint*.pt", "model.safetensors", "outputs.npz", "predictions.csv", "pseudo_labels*",
+           "events")  # by a run, after its config.json
 LOCK = ".lock"  # file in a run folder; whoever has its lock owns the folder
 
 
@@ -37,8 +39,16 @@ def project_root():
 
 
 def resolve(path):
-    """Absolute form of a path; a relative one starts from `project_root`."""
-    return project_root() / path
+    """Absolute form of a path; a relative one starts from `project_root`, and ``~`` is the home folder.
+
+    Raises
+    ------
+    ValueError
+        If it is no path.
+    """
+    if not isinstance(path, str | Path):
+        raise ValueError(f"path={path!r}: must be text, or a pathlib.Path")
+    return project_root() / Path(path).expanduser()
 
 
 def write_bytes(path, data):
@@ -207,9 +217,11 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"run_dir={self.path} is a file; choose a folder, which may be absent")
         if not file.exists():
-            strangers = sorted(p.name for p in self.path.glob("*.json*") if p.suffix != ".tmp")
-            if strangers:
-                raise ValueError(f"run_dir={self.path} holds {strangers[0]} but no config.json: not a run")
+            written = (each for pattern in WRITTEN for each in self.path.glob(pattern))
+            strangers = sorted(each.name for each in written if each.suffix != ".tmp")
+            if strangers:  # somebody else's files, which a run would replace
+                raise ValueError(f"run_dir={self.path} holds {strangers[0]} but no config.json: not a run; choose "
+                                 "another folder")
             return
         try:
             there = json.loads(file.read_text())

@@ -17,7 +17,7 @@ import warnings
 
 from dasolib.config import available_cores
 from dasolib.cost import START_SECONDS, estimate
-from dasolib.data import DATASETS, load_data
+from dasolib.data import DATASETS, DECODED, LISTED, load_data
 from dasolib.grid import load_grid
 from dasolib.launch import (
     BUSY,
@@ -30,7 +30,7 @@ from dasolib.launch import (
     papermill_command,
 )
 from dasolib.progress import Board, is_finished, last_record, share_done
-from dasolib.run_folder import resolve
+from dasolib.run_folder import project_root, resolve
 from dasolib.sources import NETWORK
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -141,6 +141,7 @@ def describe(grid, gflops=None, n_jobs=1):
     lines += [
         "", f"{grid.name}: {len(grid.runs)} runs in {grid.folder}: {len(grid.runs) - len(missing)} finished, "
         f"{n_in_work} in work, {n_interrupted} interrupted, {len(missing) - n_in_work - n_interrupted} missing"]
+    n_jobs = min(n_jobs, len(missing))
     if missing:
         lines += [
             f"To do: {_duration(seconds)} one run after the other"
@@ -148,10 +149,10 @@ def describe(grid, gflops=None, n_jobs=1):
             + f"; {_amount(flop)} in the networks",
             f"Estimated {n_measured} from finished runs that differ in the seed alone, {len(missing) - n_measured} "
             f"from their arithmetic at {basis}; {START_SECONDS} s each for the start"]
-        try:
-            check_inputs(grid)
-        except ValueError as error:
-            lines.append(f"Not to be started as it is: {error}")
+    try:
+        check_inputs(grid)
+    except ValueError as error:
+        lines.append(f"Not to be started as it is: {error}")
     return "\n".join(lines)
 
 
@@ -187,7 +188,7 @@ def check_folders(grid):
     ValueError
         Naming the file.
     """
-    for place in (grid.folder.parent, grid.folder, *(run.folder for run in grid.runs)):
+    for place in (*grid.folder.parents, grid.folder, *(run.folder for run in grid.runs)):
         if place.exists() and not place.is_dir():
             raise ValueError(f"{place} is a file, and runs would go there; move it away, or choose another --runs")
 
@@ -198,24 +199,36 @@ def check_inputs(grid):
     Raises
     ------
     ValueError
-        If data or the network of another run are not there, or a file of data holds other images than those of the
-        study's finished runs.
+        If data or another run that a missing one starts from are not there, or data hold other images than the study's
+        finished runs were trained on.
     """
-    runs = [run for run in grid.runs if not is_finished(run.folder)]
-    for run in runs:
+    finished = [run for run in grid.runs if is_finished(run.folder)]
+    missing = [run for run in grid.runs if run not in finished]
+    ours = {run.folder for run in grid.runs}
+    for run in missing:
         source = run.after if run.config.needs("source") else None
         if source is not None and is_finished(source) and not (source / NETWORK).exists():
             raise ValueError(f"source={source.name!r} has no {NETWORK}, which {run.name} starts from: committed "
                              f"results come without it; move {source} away, and the sweep trains it again")
-    for dataset in sorted({run.config.dataset for run in runs}):
+        outside = resolve(run.config.source or "")
+        if run.config.source and outside not in ours and not is_finished(outside):
+            raise ValueError(f"source={run.config.source!r} is not finished, and {run.name} starts from it")
+    for dataset in sorted({run.config.dataset for run in missing}):
         if dataset not in DATASETS and not resolve(dataset).exists():
             raise ValueError(f"dataset={dataset!r}: choose from {', '.join(DATASETS)}, or the path of an .npz file or "
                              f"of a folder; there is no {resolve(dataset)}")
-        finished = [run for run in grid.runs if run not in runs and run.config.dataset == dataset]
-        if not dataset.endswith(".npz") or not finished:  # other data come in one order, and may take long to read
-            continue
-        there = {json.loads((run.folder / "config.json").read_text())["data_sha256"] for run in finished}
-        if there != {load_data(resolve(dataset)).fingerprint}:
+        by_hand = project_root() / "data" / LISTED
+        if dataset in DECODED and not by_hand.is_dir():
+            raise ValueError(f"dataset={dataset!r} is read from {by_hand}, where lists and images must be put by hand, "
+                             "and there is no such folder")
+    there = {}  # data_sha256 of finished runs, by data
+    for run in finished:
+        # What has a name is one and the same everywhere.
+        if run.config.dataset not in DATASETS and resolve(run.config.dataset).exists():
+            record = json.loads((run.folder / "config.json").read_text())
+            there.setdefault((run.config.dataset, run.config.resolution), set()).add(record["data_sha256"])
+    for (dataset, resolution), known in there.items():
+        if known != {load_data(resolve(dataset), resolution=resolution).fingerprint}:
             raise ValueError(f"dataset={dataset!r}: holds other images, or in another order, than the finished runs of "
                              f"{grid.folder} were trained on; no table could hold both. Choose another --runs")
 

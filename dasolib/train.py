@@ -149,7 +149,9 @@ def run(config, run_dir=None, *, progress=True, resident=None):
         if pseudo_labeled is not None:
             table = predictions(pseudo_labeled.labels.final, data.class_names, index=batches.unlabeled_index,
                                 files=batches.unlabeled_names)
-            write_bytes(folder.path / "predictions.csv", table.to_csv(index=False, float_format="%.6f").encode())
+            text = table.to_csv(index=False, float_format="%.6f")
+            # File names that are no UTF-8 go out as they came in.
+            write_bytes(folder.path / "predictions.csv", text.encode(errors="surrogateescape"))
         result = summarize(metrics, folder.finish_counts(), batches.labeled_counts.tolist())
         if len(split.validation):
             validation = data.x_train[split.validation], data.y_train[split.validation]

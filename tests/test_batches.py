@@ -1,6 +1,7 @@
 """From data and configuration to the batch of each step."""
 
 import functools
+import warnings
 
 import numpy as np
 import pytest
@@ -408,3 +409,19 @@ def test_what_the_data_cannot_give_is_refused(changes, message):
 def test_supervised_training_needs_no_unlabeled_images():
     batches = make_batches(method="supervised", rebalance="", **NATURAL)
     assert len(batches.u) == 0 and batches.at(0)[0].x.shape[0] == 4
+
+
+# ---- images that a split leaves out ----
+
+
+def test_separate_images_that_a_split_does_not_take_are_named():
+    data = toy_data(pile=True)
+    with pytest.warns(UserWarning, match="unlabeled='equal' takes .*: the 50 separate ones of dataset='toy' are not"):
+        make_split(tiny_config("toy", unlabeled="equal"), data)
+    natural = {"n1": None, "m1": None, "gamma_l": None, "unlabeled": "unknown"}
+    with pytest.warns(UserWarning, match="labeled_indices names 4 of 160 training images, .*: the others are not used"):
+        make_split(tiny_config("toy", **natural, labeled_indices=(0, 40, 80, 120)), data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_split(tiny_config("toy", **natural), data)
+        make_split(tiny_config("toy", unlabeled="equal"), toy_data())

@@ -357,7 +357,7 @@ def test_a_change_wins_over_preset_and_data_set():
         ({"dataset": 5}, "dataset=5: must be the name"),
         ({"dataset": ""}, "dataset='': must be the name"),
         ({"method": "fixmach"}, "method='fixmach': choose one of supervised, .*fixmatch"),
-        ({"rebalance": "dasso"}, "rebalance='dasso': choose from la, cb, ldam_drw, .*daso, .*abc, or none"),
+        ({"rebalance": "dasso"}, "rebalance='dasso': choose from la, cb, ldam_drw, .*daso, .*abc, or leave it empty"),
         ({"rebalance": None}, "rebalance=None: must be text or a list of names; choose from la, cb"),
         ({"rebalance": "la,cb"}, "rebalance='la,cb': both decide what is learned from the labeled"),
         ({"rebalance": "darp,daso"}, "rebalance='darp,daso': both correct the pseudo-labels; choose one"),
@@ -658,6 +658,18 @@ def test_without_a_system_call_for_its_own_cores_those_of_the_machine_are_taken(
     assert make_config(**DASO).threads == 5
 
 
+@pytest.mark.parametrize("name", ["seed", "total_steps", "threads", "lr", "batch_size"])
+def test_a_truth_value_is_no_number(name):
+    with pytest.raises(ValueError, match=f"{name}=True: must"):
+        make_config("cpu", dataset="mnist5k", method="fixmatch", **{name: True})
+
+
+@pytest.mark.parametrize("size", [128, 128.0, "128"])
+def test_a_batch_size_means_the_same_however_it_is_written(size):
+    """On Semi-Aves the length of a run follows from it."""
+    assert aves(batch_size=size).total_steps == 3780
+
+
 # --- the parameters of a notebook ------------------------------------------------------------------------------------
 
 DECLARING = 'dataset: str = "mnist5k"  # name\nseed: int = 0\ntotal_steps: int = 600'
@@ -689,6 +701,8 @@ def test_parameters_that_the_notebook_declares_are_accepted(cells):
         (["%magic", DECLARING, "x = 1", "# Parameters\nlr = [1, 2]"], r"lr=\[1, 2\]: this notebook"),
         ([DECLARING, "# Parameters\nseed = 1", DECLARING, "# Parameters\nsead = 2"], "sead=2"),
         ([DECLARING, "later: int = 3", "# Parameters\nlater = 2"], "later=2: .* choose from dataset, seed"),
+        (["settings: dict = {}", '# Parameters\nsettings = "{lr: 1}"'], "settings='{lr: 1}': must be a mapping; with"),
+        (["settings: dict = {}", "# Parameters\nsettings = None"], "settings=None: must be a mapping"),
     ],
 )
 def test_a_parameter_that_the_notebook_does_not_declare_is_refused_with_the_choices(cells, message):

@@ -204,6 +204,12 @@ def test_a_source_may_be_the_folder_of_a_run(load, tmp_path):
     assert run.after is None and run.config.source == str(tmp_path)
 
 
+def test_what_a_merge_brings_may_be_set_anew(load):
+    grid = load("- &first {method: fixmatch, n1: 50}\n- {<<: *first, method: usadtm}\n- {<<: *first, n1: 40}")
+    assert [(run.config.method, run.config.n1) for run in grid.runs[::2]] == [
+        ("fixmatch", 50), ("usadtm", 50), ("fixmatch", 40)]
+
+
 # ---- what is refused ----
 
 DARP = "  method: fixmatch\n  rebalance: darp\n"

@@ -78,7 +78,7 @@ def test_no_name_is_no_re_balancing(nothing):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("dasso", f"rebalance='dasso': choose from {', '.join(REBALANCERS)}, or none"),
+        ("dasso", f"rebalance='dasso': choose from {', '.join(REBALANCERS)}, or leave it empty"),
         ("la,la", "rebalance='la,la': la is named twice"),
         (("daso", "LA"), "rebalance='LA': choose from"),
         (None, "rebalance=None: must be text or a list of names"),
@@ -846,6 +846,19 @@ def test_an_own_method_that_a_base_learner_would_not_ask_is_refused(clean_table,
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_an_own_method_that_does_nothing_is_refused(clean_table, tmp_path):
+    """As one of which each moment is misspelt."""
+    class Misspelt(Part):
+        def refin(self, labels, feats, index, t, *, update=True):
+            return labels
+
+    register("misspelt", lambda population, feat_dim: Misspelt(), learners=["fixmatch"])
+    config = tiny_run_config(save_tiny(tmp_path), rebalance="misspelt")
+    with pytest.raises(ValueError, match="rebalance='misspelt': Misspelt takes part in nothing; its moments are "
+                                         "methods of these names: adjust_labeled, labeled_loss,"):
+        run(config, tmp_path / "run", progress=False)
+
+
 def test_an_own_method_obeys_the_rules_of_the_table(clean_table):
     register("running_prior", build_running_prior, learners=["fixmatch", "pseudo_label"])
     check_combination("pseudo_label", ("la", "running_prior"))
@@ -867,6 +880,7 @@ def test_an_own_method_obeys_the_rules_of_the_table(clean_table):
         ("daso", {}, "name='daso' is a built-in method; choose another name than la, cb"),
         ("my method", {}, "name='my method': must be a Python name"),
         ("train", {}, "name='train': .* none that torch's modules use themselves"),
+        ("fixmatch", {}, "name='fixmatch' is a built-in method; choose another name than la, "),
         ("", {}, "name='': must be a Python name"),
         (None, {}, "name=None: must be a Python name"),
         ("mine", {"learners": ["fixmach"]}, r"learners=\('fixmach',\): choose from supervised, "),

@@ -80,6 +80,17 @@ def test_an_unknown_notebook_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.parametrize("arguments", [["cifar11_lt"], ["cifar10_lt", "--folder", "notebooks"],
+                                       ["cifar10_lt", "--folder", "README.md"]])
+def test_the_command_refuses_what_it_cannot_write_and_touches_nothing(arguments, capsys):
+    before = (ROOT / "notebooks" / "cifar10_lt.ipynb").read_bytes()
+    with pytest.raises(SystemExit) as raised:
+        report.main(arguments)
+    assert raised.value.code == 2
+    assert f"{arguments[-1]}'" in capsys.readouterr().err
+    assert (ROOT / "notebooks" / "cifar10_lt.ipynb").read_bytes() == before
+
+
 def test_without_runs_the_front_page_says_so(monkeypatch):
     monkeypatch.setattr(results, "study_runs", lambda: [])
     text = report.front_page({}, {})

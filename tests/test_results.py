@@ -372,6 +372,13 @@ def test_shares_are_those_of_all_pseudo_labels_and_of_their_true_classes(tmp_pat
     assert format_shares(share_table([])) == "no finished run"
 
 
+@pytest.mark.parametrize("table", [share_table, bias_table])
+def test_runs_of_one_method_on_different_data_are_not_put_together(tmp_path, table):
+    runs = [make_run(tmp_path / "a", dataset="mnist5k"), make_run(tmp_path / "b", dataset="cifar10")]
+    with pytest.raises(ValueError, match="are in one group and differ in dataset: 'mnist5k', 'cifar10'; leave"):
+        table(runs)
+
+
 def test_without_any_known_class_tables_hold_counts_of_predictions_and_say_so(tmp_path):
     runs = [make_run(tmp_path, final=ALL_UNKNOWN)]
     bias = bias_table(runs)

@@ -540,6 +540,17 @@ def test_moved_data_and_another_device_or_number_of_threads_is_the_same_run(undi
     assert run(moved, undisturbed, progress=False) == json.loads((undisturbed / "result.json").read_text())
 
 
+@pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint.previous.pt", "model.safetensors", "outputs.npz",
+                                  "predictions.csv", "pseudo_labels.npz", "pseudo_labels/mine.csv", "events/mine.jpg"])
+def test_what_a_run_would_replace_is_not_touched_where_there_is_no_run(dataset, tmp_path, name):
+    file = tmp_path / "folder" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=rf"holds {name.split('/')[0]} but no config.json: not a run; choose another"):
+        run(tiny_config(dataset), tmp_path / "folder", progress=False)
+    assert file.read_text() == "mine" and [path for path in (tmp_path / "folder").rglob("*.*")] == [file]
+
+
 def test_a_folder_with_foreign_json_is_not_taken_for_a_run(dataset, tmp_path):
     (tmp_path / "package.json").write_text("{}")
     with pytest.raises(ValueError, match=r"holds package.json but no config.json: not a run"):

@@ -14,8 +14,10 @@ import termios
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dasolib import launch, progress, sweep
 from dasolib.config import available_cores
@@ -557,6 +559,51 @@ def test_bad_input_is_refused_before_anything_starts(study, text, message, capsy
     assert sweep.main([str(study.file), "--runs", str(study.runs)], command=command) == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in (study.runs / "study").iterdir()] == ["fake.json"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_other_images_under_the_same_name_are_refused(study, tmp_path, capsys, kind, is_complete):
+    """Be something missing or not: else they would pass for what the finished runs were trained on."""
+    if kind == "file":
+        dataset = save_tiny(tmp_path)
+    else:
+        dataset = str(tmp_path / "photos")
+        for part in ("train", "test"):
+            for name in "ab":
+                (tmp_path / "photos" / part / name).mkdir(parents=True)
+                Image.new("L", (8, 8), ord(name)).save(tmp_path / "photos" / part / name / "0.png")
+    study.file.write_text(f"name: study\npreset: cpu\ncommon: {{dataset: {dataset}, total_steps: 20}}\n"
+                          "runs:\n- {method: supervised, seed: [0, 1]}\n")
+    grid = load_grid(study.file, study.runs)
+    for run in grid.runs[:None if is_complete else 1]:
+        run.folder.mkdir(parents=True)
+        fingerprint = load_data(dataset).fingerprint
+        (run.folder / "config.json").write_text(json.dumps(run.config.identity() | {"data_sha256": fingerprint}))
+        (run.folder / "result.json").write_text(json.dumps({"seconds": 1.0, "plain": {"accuracy": 0.5}}))
+    sweep.check_inputs(grid)
+    if kind == "file":
+        save_tiny(tmp_path, x_test=np.zeros((60, 12, 12), dtype=np.uint8))
+    else:
+        Image.new("L", (8, 8), 7).save(tmp_path / "photos/train/a/1.png")
+    assert sweep.main([str(study.file), "--runs", str(study.runs)], command=command) == 2
+    assert "holds other images, or in another order, than the finished runs of" in capsys.readouterr().err
+
+
+def test_a_source_that_is_not_finished_is_refused(study, tmp_path, capsys):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text("{}")
+    study.file.write_text("name: study\npreset: cpu\ncommon: {dataset: mnist5k, total_steps: 20}\n"
+                          f"runs:\n- {{method: supervised, rebalance: crt, source: {tmp_path / 'source'}}}\n")
+    assert sweep.main([str(study.file), "--runs", str(study.runs)], command=command) == 2
+    assert "source' is not finished, and mnist5k-supervised-crt" in capsys.readouterr().err
+
+
+def test_lists_and_images_that_are_put_by_hand_are_asked_for(study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "project_root", lambda: tmp_path)
+    study.file.write_text("name: study\npreset: paper\ncommon: {dataset: semi_aves}\nruns:\n- {method: fixmatch}\n")
+    assert sweep.main([str(study.file), "--runs", str(study.runs)], command=command) == 2
+    assert f"dataset='semi_aves' is read from {tmp_path / 'data' / 'semi_aves'}, where" in capsys.readouterr().err
 
 
 def test_runs_share_gpus_in_turn(monkeypatch):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import os
 import random
 import signal
 import subprocess
@@ -407,6 +408,15 @@ def test_predictions_for_a_folder_name_its_files_and_classes(tmp_path):
     assert table["file"].tolist() == [f"roll {i}/{j}.png" for i in (0, 1) for j in range(i, 9, 2)]
     assert set(table["class"]) <= {"cat", "dog"}
     assert (table["class"] == np.array(["cat", "dog"])[likely])[clear].all()
+
+
+def test_a_file_name_that_is_no_text_is_kept_byte_for_byte(tmp_path):
+    """As archives from other systems have them."""
+    pets = save_folder(tmp_path / "pets", n_unlabeled=9)
+    os.rename(f"{pets}/unlabeled/roll 0/0.png", os.fsencode(f"{pets}/unlabeled/roll 0/") + b"K\xe4fer.png")
+    run(tiny_config(pets, **FOLDER), tmp_path / "run", progress=False)
+    assert b",roll 0/K\xe4fer.png," in (tmp_path / "run" / "predictions.csv").read_bytes()
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 def test_without_unlabeled_images_there_are_no_predictions(tmp_path):

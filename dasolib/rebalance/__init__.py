@@ -201,8 +201,9 @@ def register(name, build, *, learners, role="pseudo_labels", settings=None):
     learners = tuple(learners)
     if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict(), name):
         raise ValueError(f"name={name!r}: must be a Python name, and none that torch's modules use themselves")
-    if name in BUILT_IN:
-        raise ValueError(f"name={name!r} is a built-in method; choose another name than {', '.join(BUILT_IN)}")
+    if name in (*BUILT_IN, *LEARNERS):
+        raise ValueError(f"name={name!r} is a built-in method; choose another name than "
+                         f"{', '.join((*BUILT_IN, *LEARNERS))}")
     if not learners or not set(learners) <= set(LEARNERS):
         raise ValueError(f"learners={learners}: choose from {', '.join(LEARNERS)}")
     if role not in ROLES:
@@ -240,7 +241,7 @@ def parse_rebalance(text):
     names = [name for name in names if name]
     for name in names:
         if name not in REBALANCERS:
-            raise ValueError(f"rebalance={name!r}: choose from {', '.join(REBALANCERS)}, or none")
+            raise ValueError(f"rebalance={name!r}: choose from {', '.join(REBALANCERS)}, or leave it empty")
         if names.count(name) > 1:
             raise ValueError(f"rebalance={text!r}: {name} is named twice")
     return tuple(name for name in REBALANCERS if name in names)
@@ -406,13 +407,16 @@ def build_rebalance(config, population, feat_dim):
     Raises
     ------
     ValueError
-        If a method of your own takes part in a moment that the base learner does not have.
+        If a method of your own takes part in no moment, or in one that the base learner does not have.
     """
     parts, asks = {}, {*LEARNERS[config.method].asks, "carry_over"}
     for name in config.parts():
         line = REBALANCERS[name]
         settings = {setting: getattr(config, setting) for setting in line.settings} | line.own_settings
         parts[name] = line.build(population, feat_dim, **settings)
+        if name not in BUILT_IN and all(getattr(type(parts[name]), each) is getattr(Part, each) for each in MOMENTS):
+            raise ValueError(f"rebalance={name!r}: {type(parts[name]).__name__} takes part in nothing; its moments are "
+                             f"methods of these names: {', '.join(MOMENTS)}")
         unasked = [moment for moment in MOMENTS
                    if moment not in asks and getattr(type(parts[name]), moment) is not getattr(Part, moment)]
         if unasked and name not in BUILT_IN:
