@@ -86,7 +86,8 @@ def format_averages(parts, *, dataset, methods):
     blocks = []
     for kind, part in parts.items():
         table = averages(part, dataset=dataset, kind=kind, methods=methods)
-        figures = " and ".join(f"figure {figure}" for figure in FIGURES.get((dataset, kind), ()))
+        figures = " and ".join(f"figure {figure} ({published.figure_split(figure)})"
+                               for figure in FIGURES.get((dataset, kind), ()))
         shares = (100 * table.drop(columns="seeds")).round(1)
         text = table[["seeds"]].join(shares).rename_axis(None).to_string(na_rep="-")
         paper = f"paper°: {figures}" if len(table.columns) > 4 else "no averages in the paper"
@@ -115,7 +116,8 @@ def _change(base, label, pairs):
     mean = over_seeds(bias_table([run for pair in pairs for run in pair]))["mean"]["recall"]
     head, tail = (" -> ".join(plus_minus(mean[name, group]) for name in (base, label)) for group in ("head", "tail"))
     points, seeds = plus_minus(gain.mean(), gain.std(), sign="+"), "seeds" if len(gain) > 1 else "seed"
-    return (f"{base} {before} % -> with DASO {after} % ({points} points, DASO is ahead on {(gain > 0).sum()} of "
+    changed = " and ".join(filter(None, ["DASO", comparison.other_changes(*(run.config for run in pairs[0]))]))
+    return (f"{base} {before} % -> with {changed} {after} % ({points} points, DASO is ahead on {(gain > 0).sum()} of "
             f"{len(gain)} {seeds}); recall of pseudo-labels, head {head} %, tail {tail} %")
 
 

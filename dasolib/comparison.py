@@ -1,5 +1,6 @@
 """Runs beside the numbers that the paper prints, a row for each method and a column for each split."""
 
+import json
 import string
 from typing import get_args
 
@@ -19,9 +20,11 @@ from dasolib.config import (
 )
 from dasolib.data import DATASETS
 from dasolib.evaluation import LAST
+from dasolib.rebalance import REBALANCERS
 from dasolib.results import (
     BEST,
     NAMES,
+    NOT_COMPARED,
     SETTING,
     TOLD,
     check_same_study,
@@ -37,6 +40,7 @@ from dasolib.run_folder import resolve
 # Settings that ablations change. A run that does is in no table but theirs.
 ABLATED = ("lambda_align", "fixed_blend", "queue_size", "queue_sizing", "prototypes_from", "ema_train_mode",
            "proto_temperature", "dist_temperature")
+DASO_ALONE = {*NOT_COMPARED, *ABLATED, *REBALANCERS["daso"].settings, "rebalance"}  # what DASO brings with it
 CELL = [*SETTING, "method", "variant", "measure"]  # what tells cells apart; several tables print the same one
 # How numbers are rounded makes no run one of another scale.
 ARITHMETIC = ("precision", "channels_last", "compile", "threads")
@@ -53,6 +57,7 @@ COLUMNS = (
 )
 OPEN_SET = {"semi_aves": "unlabeled images of the 200 known classes",
             "semi_aves_unknown": "unlabeled images of known and of 800 unknown classes"}
+NO_TARGET = "not a target"  # in the note of a cell that nothing may be measured against
 OTHER_SCALE = "°: the paper's numbers are of another scale than ours: compare methods with each other, not with these."
 
 
@@ -107,6 +112,15 @@ def departures(run):
     there = YOUNGER | run.config
     return {name: (there[name], value) for name, value in (YOUNGER | paper).items()
             if name in there and there[name] != value and name not in {"seed", *ARITHMETIC, *ABLATED}}
+
+
+def other_changes(before, after):
+    """Text on settings of two configurations that differ and are neither DASO's nor without effect on a comparison.
+
+    As the paper's ReMixMatch does not align on CIFAR10-LT with DASO: ``alignment = False``; empty for none.
+    """
+    return settings_text({name: value for name, value in after.items()
+                          if name in before and before[name] != value and name not in DASO_ALONE})
 
 
 def as_published(runs):
@@ -279,6 +293,33 @@ def format_comparison(table):
     return "\n\n".join([*blocks, *filter(None, [notes_text(table)])])
 
 
+def with_unprinted(cells, runs):
+    """Cells of the paper, and below them those that only our runs could fill.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        From `dasolib.published.table`.
+    runs : list of Run
+        Finished or not.
+
+    Returns
+    -------
+    DataFrame
+        As `cells`; a row without a published number for each method of this package, with DASO as published, that has
+        a run on one of their splits, and of which the paper prints no accuracy there.
+    """
+    splits = set(_letters(cells))
+    printed = {(cell["method"], cell["variant"], *_key(cell[name] for name in SETTING))
+               for cell in cells.to_dict("records") if cell["measure"] == "accuracy"}
+    more = {(run.label, "", *_split(run)): run for run in as_published(contenders(runs))
+            if is_built_in(run) and _split(run) in splits}
+    rows = [dict(zip(SETTING, split, strict=True)) | {"row": label, "method": label, "variant": "",
+                                                      "measure": "accuracy", "note": ""}
+            for label, _, *split in more if (label, "", *split) not in printed]
+    return pd.DataFrame([*cells.to_dict("records"), *rows]).astype({"n1": "Int64", "m1": "Int64"})
+
+
 def splits_text(table):
     """Say which split each letter of a `paper_layout` stands for, a line each."""
     return "\n".join(f"{letter}: {_split_text(split)}" for split, letter in _letters(table).items())
@@ -313,41 +354,50 @@ def paper_layout(table):
 def save_table(table, folder, name):
     """Write a `compare` table as ``<folder>/<name>.csv``, all its numbers, and ``.tex``; nothing if `folder` is empty.
 
-    The LaTeX file needs the package booktabs. It has a ``table`` for each scale, which its caption names, in the layout
-    of `paper_layout`, and one for each split with runs, with the columns that `COLUMNS` explains.
+    The accuracies by seed are JSON in the CSV file. The LaTeX file needs the package booktabs. It has a ``table`` for
+    each scale, which its caption names, in the layout of `paper_layout`, and one for each split with runs; captions say
+    what the columns mean.
     """
     if not folder:
         return
     path = resolve(folder)
     path.mkdir(parents=True, exist_ok=True)
-    table.drop(columns="by_seed").to_csv(path / f"{name}.csv", index=False)
-    parts = ["% needs \\usepackage{booktabs}"]
+    table.assign(by_seed=table["by_seed"].map(json.dumps)).to_csv(path / f"{name}.csv", index=False)
+    letters, marks, parts = _letters(table), _marks(table), ["% needs \\usepackage{booktabs}"]
     for scale, part in table.groupby("scale", sort=False):
-        caption = ". ".join([scale, *splits_text(part).splitlines(), *notes_text(part).splitlines()])
-        parts.append(_latex_table(paper_layout(part).reset_index(), caption))
-        parts += [_latex_table(shown, f"{scale.partition(':')[0]}, {splits_text(cells)}")
-                  for _, cells, shown in _splits_with_runs(part, _marks(table))]
+        shown = paper_layout(part).reset_index()
+        parts.append(_latex_table(shown, [scale, *splits_text(part).splitlines(), COLUMNS, notes_text(part)]))
+        for split, cells, shown in _splits_with_runs(part, marks):
+            title = f"{scale.partition(':')[0]}, {letters[split]}: {_split_text(split)}"
+            parts.append(_latex_table(shown, [title, COLUMNS, notes_text(cells)]))
     (path / f"{name}.tex").write_text("\n".join(parts), encoding="utf-8")
 
 
-def _latex_table(shown, caption):
+def _latex_table(shown, explained):
+    caption = ". ".join(text.removesuffix(".") for text in explained if text) + "."
     text = shown.to_latex(index=False, escape=True, position="htbp", caption=_latex(caption))
     for sign, command in (("±", r"$\pm$"), ("+-", r"$\pm$"), ("°", r"$^\circ$"), ("†", r"$^\dagger$")):
         text = text.replace(sign, command)
     return text
 
 
+def is_target(cells):
+    """Say of each cell of the paper whether runs may be measured against it: one is marked as a copy error."""
+    return ~cells["note"].str.contains(NO_TARGET)
+
+
 def daso_pairs(table):
-    """Pair the methods of a `compare` table that differ in DASO alone.
+    """Pair the methods of a `compare` table without and with DASO, and with what the paper changes along with it.
 
     Returns
     -------
     DataFrame
         A row for each scale, split and method that is there without and with DASO, both as the paper has them:
         ``scale``, the split, ``method`` without it, and in [0, 1] ``published_gain``, with DASO minus without it, and
-        ``gain``, the same of our runs, on the seeds that both have; NaN without any.
+        ``gain``, the same of our runs, on the seeds that both have; NaN without any. A cell that is no target is left
+        out.
     """
-    plain = table[(table["measure"] == "accuracy") & (table["variant"] == "")]
+    plain = table[(table["measure"] == "accuracy") & (table["variant"] == "") & is_target(table)]
     bare = plain.assign(rebalanced=plain["method"].map(without_daso))
     columns = ["scale", *SETTING, "rebalanced"]
     is_daso = bare["method"] != bare["rebalanced"]
@@ -370,7 +420,8 @@ def reading(*tables):
             text += (f"; DASO is ahead in {(ours > 0).sum()} of {len(pairs)} pairs, by {100 * ours.mean():+.1f} points "
                      f"on average; in the paper in {(paper > 0).sum()} of them, by {100 * paper.mean():+.1f}")
         if not _is_other_scale(scale):
-            text += f"; our numbers minus the paper's are {100 * cells['difference'].mean():+.1f} points on average"
+            difference = cells.loc[is_target(cells), "difference"].mean()
+            text += f"; our numbers minus the paper's are {100 * difference:+.1f} points on average"
         parts.append(text)
     return f"Reading: {'. '.join(parts) or f'no finished run beside the {n_cells} cells of the paper'}."
 
@@ -425,6 +476,8 @@ def _marks(table):
 def _as_printed(cell, marks):
     """Text of a published number with the decimals of the paper, and the mark of its note."""
     mean, std = 100 * cell["published"], 100 * cell["published_std"]
+    if np.isnan(mean):  # the paper has no such cell
+        return "-"
     mark = f" {marks[cell['note']]}" if cell["note"] else ""
     return (f"{mean:.2f}" if np.isnan(std) else f"{mean:.1f} ± {std:.2f}") + mark
 
@@ -438,7 +491,7 @@ def _paper_title(cell):
 
 
 def _latex(text):
-    return text.translate(str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"}))
+    return text.translate(str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "\n": " "}))
 
 
 def _splits_with_runs(table, marks):

@@ -271,7 +271,8 @@ def class_distribution(runs, *, class_names=None):
                 raise ValueError(f"runs of {method} have no pseudo-labels")
             k = counts.shape[-1]
             colors = mpl.colormaps["cividis"](np.linspace(0, 1, k))
-            ax.stackplot(steps, predicted_share(counts).T, colors=colors, edgecolor="white", linewidth=0.25)
+            # Where shares swing from window to window, edges would hide thin layers.
+            ax.stackplot(steps, predicted_share(counts).T, colors=colors, linewidth=0)
             true = counts[:, :k].sum(axis=(0, 2))
             bottom = 0.0
             for share, color in zip(true / true.sum(), colors, strict=True) if true.sum() else ():

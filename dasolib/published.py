@@ -154,6 +154,18 @@ def averages(figure):
     return pd.DataFrame.from_dict(numbers, orient="index")
 
 
+def figure_split(figure):
+    """Say how many images of the head class there are in figures 5 to 9, whose averages `averages` returns.
+
+    Examples
+    --------
+    >>> figure_split("6")
+    'n1 = 50, m1 = 400'
+    """
+    split = next(_split(line) for line in _lines() if line["paper_table"].startswith(f"F{figure}"))
+    return settings_text({name: split[name] for name in ("n1", "m1")})
+
+
 def _lines():
     return pd.read_csv(FILE, dtype=str, keep_default_na=False).to_dict("records")
 

@@ -6,6 +6,7 @@
 import argparse
 import base64
 import html
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from dasolib import comparison, plots, published, results
 from dasolib.config import available_cores
+from dasolib.evaluation import LAST
 from dasolib.run_folder import environment, project_root, resolve
 
 FOLDER = "runs/report"
@@ -28,6 +30,9 @@ STYLE = Path(__file__).with_suffix(".css")
 ORDER = ("cifar10_lt", "cifar100_lt", "stl10_lt", "semi_aves", "ablations", "cpu_study", "pseudo_label_bias",
          "other_learners", "training_curves", "confusion", "features", "open_set")
 MAIN_METHODS = ("FixMatch", "FixMatch + LA", "FixMatch + DASO")  # of the figure on the front page
+CELLS = (f"ours: median of the last {LAST} evaluations of a run; mean over seeds, ± sample std.\n"
+         "-: under paper, not in print; under ours, no finished run.")
+FEW_STEPS = 40  # of a notebook that trains
 PACKAGES = ("daso-study", "torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "papermill",
             "nbconvert")
 PAGE = Template("""<!DOCTYPE html>
@@ -48,7 +53,7 @@ $body
 
 
 def build(folder=FOLDER, names=None):
-    """Execute the notebooks that train nothing, render all of them, and write the front page.
+    """Execute and render the notebooks, those that train with a few steps, and write the front page.
 
     Parameters
     ----------
@@ -80,19 +85,18 @@ def build(folder=FOLDER, names=None):
     if folder.is_file() or folder.resolve() == (project_root() / "notebooks").resolve():
         raise ValueError(f"folder={str(folder)!r}: must be another folder than that of the notebooks, and no file")
     folder.mkdir(parents=True, exist_ok=True)
-    read_only = [name for name in names if not trains(there[name])]
     with ThreadPoolExecutor(available_cores()) as pool:  # of one process, so that no two kernels choose the same ports
-        executing = pool.map(partial(execute, folder=folder), [there[name] for name in read_only])
-        executed = dict(zip(read_only, tqdm(executing, total=len(read_only), unit="notebook"), strict=True))
+        executing = pool.map(partial(execute, folder=folder), [there[name] for name in names])
+        executed = dict(zip(names, tqdm(executing, total=len(names), unit="notebook"), strict=True))
     for name in names:
-        write_page(folder / f"{name}.html", executed.get(name, there[name]), is_executed=name in executed)
+        write_page(folder / f"{name}.html", executed[name], trained=trains(there[name]))
     index = folder / "index.html"
-    index.write_text(page("DASO study", front_page({name: there[name] for name in names}, executed)), encoding="utf-8")
+    index.write_text(page("DASO study", front_page(executed)), encoding="utf-8")
     return index
 
 
 def trains(notebook):
-    """Whether a notebook trains, and is therefore rendered as it is stored: one that takes something of the trainer."""
+    """Whether a notebook trains: one that takes something of the trainer."""
     return any("dasolib.train" in cell.source for cell in cells(notebook) if cell.cell_type == "code")
 
 
@@ -102,19 +106,25 @@ def cells(notebook):
 
 
 def execute(notebook, folder):
-    """Run a notebook with its default parameters; return the path of the executed one."""
+    """Run a notebook, one that trains for `FEW_STEPS` in a folder of the moment; return the path of the executed one."""
     out = folder / notebook.name
-    papermill.execute_notebook(notebook, out, cwd=notebook.parent, progress_bar=False, log_output=False)
+    with tempfile.TemporaryDirectory() as place:
+        parameters = {}
+        if trains(notebook):
+            where = next(name for name in ("run_dir", "runs_dir") if name in papermill.inspect_notebook(str(notebook)))
+            parameters = {"total_steps": FEW_STEPS, "threads": 1, where: str(Path(place) / notebook.stem)}
+        papermill.execute_notebook(notebook, out, parameters, cwd=notebook.parent, progress_bar=False, log_output=False)
     return out
 
 
-def write_page(path, notebook, *, is_executed):
-    """Render a notebook as a page that needs no file and no address but the front page's."""
+def write_page(path, notebook, *, trained):
+    """Render an executed notebook as a page that needs no file and no address but the front page's."""
     body, resources = HTMLExporter(template_name="basic").from_filename(str(notebook))
     head = '<nav><a href="index.html">DASO study</a></nav>\n'
-    if not is_executed:
-        head += ('<p class="note">This notebook trains, so the report shows it without running it. Open it with '
-                 f"<code>make lab</code>, or run <code>papermill notebooks/{notebook.name} out.ipynb</code>.</p>\n")
+    if trained:
+        head += (f'<p class="note">This notebook trains. For the report it took {FEW_STEPS} steps, so its numbers mean '
+                 "nothing. Open it with <code>make lab</code>, or run <code>papermill "
+                 f"notebooks/{notebook.name} out.ipynb</code>.</p>\n")
     highlighting = "\n".join(resources["inlining"]["css"])
     path.write_text(page(question(notebook), head + body, style=highlighting), encoding="utf-8")
 
@@ -135,19 +145,22 @@ def reading(notebook):
     return "".join(texts).strip().removeprefix("Reading: ")  # a kernel may hand a line over in parts
 
 
-def front_page(notebooks, executed):
+def front_page(executed):
     """Body of the front page.
 
     Parameters
     ----------
-    notebooks, executed : dict of str to Path
-        All notebooks, and the executed ones, by name.
+    executed : dict of str to Path
+        The executed notebooks by name.
     """
     runs = results.study_runs()
-    lines = {name: f'<a href="{name}.html">{html.escape(question(path))}</a>' for name, path in notebooks.items()}
-    with_reading = [f'<li>{lines[name]}<br><span class="soft">{html.escape(reading(path))}</span></li>'
-                    for name, path in executed.items()]
-    training = [f"<li>{line}</li>" for name, line in lines.items() if name not in executed]
+    with_reading, training = [], []
+    for name, path in executed.items():
+        line = f'<a href="{name}.html">{html.escape(question(path))}</a>'
+        if trains(path):
+            training.append(f"<li>{line}</li>")
+        else:
+            with_reading.append(f'<li>{line}<br><span class="soft">{html.escape(reading(path))}</span></li>')
     return "\n".join([
         "<h1>DASO: pseudo-labels for long-tailed, partly labeled images</h1>",
         "<p>A re-implementation of DASO (CVPR 2022, arXiv 2106.05682) and of what it was compared with: the paper's "
@@ -161,12 +174,12 @@ def front_page(notebooks, executed):
 
 def _main_table(runs):
     """CIFAR10-LT: the methods that have runs, beside the paper's numbers."""
-    table, parts = comparison.compare(published.main_columns(), runs), []
+    table, parts = comparison.compare(comparison.with_unprinted(published.main_columns(), runs), runs), []
     for scale, part in table.groupby("scale", sort=False) if table["seeds"].any() else ():
         part = part[part["method"].isin(part.loc[part["seeds"] > 0, "method"])]
         parts += [f"<p><strong>{html.escape(scale)}.</strong></p>", '<div class="scroll">',
                   comparison.paper_layout(part).reset_index().to_html(index=False, border=0), "</div>",
-                  _lines(comparison.splits_text(part)), _lines(comparison.notes_text(part))]
+                  _lines(comparison.splits_text(part)), _lines(comparison.notes_text(part)), _lines(CELLS)]
     return ["<h2>Test accuracy on CIFAR10-LT, in %</h2>", *(parts or ["<p>No finished run yet.</p>"])]
 
 

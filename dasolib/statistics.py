@@ -7,11 +7,9 @@ import pandas as pd
 from scipy import stats
 
 from dasolib import published
-from dasolib.comparison import ABLATED, as_published, settings_text, variant
-from dasolib.rebalance import REBALANCERS
+from dasolib.comparison import as_published, is_target, other_changes, settings_text, variant
 from dasolib.results import (
     NAMES,
-    NOT_COMPARED,
     SETTING,
     SIZE,
     check_same_study,
@@ -30,7 +28,6 @@ WHERE = (*SETTING, "n_val", "labeled_indices", "data_sha256", *SIZE)  # same ima
 # passes labeled images in train mode.
 TRAIN_MODE_ALONE = settings_text({"lambda_align": 0.0, "fixed_blend": 0.0})
 ON_BASE_LEARNER = {"": "+ DASO", TRAIN_MODE_ALONE: "+ train mode"}  # variants compared with it, and what they change
-DASO_ALONE = {*NOT_COMPARED, *ABLATED, *REBALANCERS["daso"].settings, "rebalance"}  # what DASO brings with it
 INTERVALS = (
     "[ ]: 95 % percentile bootstrap over seeds; too narrow for few of them, below four at most from the smallest\n"
     "number to the largest. ±: sample std over seeds. -: too few seeds."
@@ -142,7 +139,7 @@ def paired_changes(runs, measure="plain"):
         common = sorted(by_seed.keys() & base.keys())
         if common and before != group:
             first, second = ([each[seed].result[measure]["accuracy"] for seed in common] for each in (base, by_seed))
-            more = _other_changes(base[common[0]].config, by_seed[common[0]].config)
+            more = other_changes(base[common[0]].config, by_seed[common[0]].config)
             rows.append((*group.where, before.label, f"{change}, {more}" if more else change,
                          *estimate(np.subtract(second, first))))
     return _table(rows, ["method", "change", *Estimate._fields], runs)
@@ -174,7 +171,7 @@ def order_agreement(cells, runs):
     ValueError
         If a method has runs of several splits or scales.
     """
-    cells = cells[(cells["measure"] == "accuracy") & (cells["variant"] == "")]
+    cells = cells[(cells["measure"] == "accuracy") & (cells["variant"] == "") & is_target(cells)]
     cells = cells.drop_duplicates("method").set_index("method")
     ours = {}
     for group, by_seed in _groups(as_published(runs)).items():
@@ -259,7 +256,7 @@ def reading(gaps, changes, orders):
         if len(part):
             low, middle, high = (100 * part["mean"].quantile([0, 0.5, 1])).tolist()
             parts.append(f"the best evaluation of {whose} is {low:.1f} to {high:.1f} points above the median of its "
-                         f"last 20, by method, {middle:.1f} in the middle")
+                         f"last 20, by method and split, {middle:.1f} in the middle")
     for change, part in changes.groupby("change", sort=False):
         mean, sure = 100 * part["mean"].mean(), part[part["seeds"] >= ENOUGH]
         text = (f"{change}: {(part['mean'] > 0).sum()} of {len(part)} differences are above 0, {mean:+.1f} points on "
@@ -294,12 +291,6 @@ def _groups(runs):
 
 def _where(run):
     return tuple(field(run, name) for name in WHERE)
-
-
-def _other_changes(before, after):
-    """Text on settings of both configurations that differ and are not DASO's."""
-    return settings_text({name: value for name, value in after.items()
-                          if name in before and before[name] != value and name not in DASO_ALONE})
 
 
 def _table(rows, columns, runs):

@@ -1,6 +1,8 @@
 """Runs beside published numbers: in the right cell, apart by scale, and with what is missing."""
 
 import dataclasses
+import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -14,11 +16,13 @@ from dasolib.comparison import (
     daso_pairs,
     departures,
     format_comparison,
+    is_target,
     paper_layout,
     pick,
     reading,
     save_table,
     variant,
+    with_unprinted,
 )
 from tests.hand_made import TEST, make_run
 from tests.test_results import BETTER
@@ -292,12 +296,39 @@ def test_a_table_is_written_as_csv_and_latex(tmp_path):
     again = pd.read_csv(tmp_path / "out" / "table-1.csv")
     pd.testing.assert_series_equal(again["accuracy"], table["accuracy"])
     assert again["scale"].tolist() == table["scale"].tolist()
+    assert [{int(seed): value for seed, value in json.loads(text).items()} for text in again["by_seed"]] == (
+        table["by_seed"].tolist())
     latex = (tmp_path / "out" / "table-1.tex").read_text(encoding="utf-8")
     assert latex.count(r"\begin{tabular}") == 4  # for each scale the paper's layout and the split that has runs
     assert r"FixMatch & 77.5 $\pm$ 1.32 & 80.0 & 80.0 & +2.5 & 80.0 & 80.0 & 1 & s1 absent, s2 absent \\" in latex
     assert latex.startswith(r"% needs \usepackage{booktabs}") and "±" not in latex and "+-" not in latex
     assert r"\caption{Full scale: " in latex and r"\caption{CPU scale: " in latex and r"gamma\_l = 100" in latex
     assert r"FixMatch + DASO & 76.0 $\pm$ 0.37 & - & 79.1 $\pm$ 0.75 & - &" in latex
+    assert r"\caption{CPU scale, b: cifar10, unlabeled classes equal, gamma\_l = 100, gamma\_u = 100, n1 = 15" in latex
+    for caption in re.findall(r"\\caption\{(.*)\}", latex):
+        assert r"$\pm$ half the width of the 95 \% interval of Welch's t" in caption and ".." not in caption
+        assert ("compare methods with each other" in caption) == caption.startswith("CPU scale")
+
+
+def test_what_the_paper_does_not_print_can_be_filled_by_runs(tmp_path):
+    """On its splits, by methods as published: not FixMatch, which it prints, nor a run of another split or queue."""
+    reversed_classes = {"unlabeled": "reversed", "rebalance": "abc"}
+    runs = [paper_run(tmp_path / "a", **reversed_classes), paper_run(tmp_path / "a"),
+            paper_run(tmp_path / "b", **reversed_classes, n1=70),
+            paper_run(tmp_path / "c", unlabeled="reversed", rebalance="daso,abc", queue_size=512)]
+    cells = published.main_columns()
+    more = with_unprinted(cells, runs)
+    pd.testing.assert_frame_equal(more.iloc[:len(cells)].convert_dtypes(), cells.convert_dtypes())
+    assert more.iloc[len(cells):][["row", "unlabeled", "n1"]].values.tolist() == [["FixMatch + ABC", "reversed", 1500]]
+    layout = paper_layout(compare(more, runs))
+    assert layout.loc["FixMatch + ABC", ["c paper°", "c ours"]].tolist() == ["-", "65.0"]
+
+
+def test_nothing_is_measured_against_a_copy_error(tmp_path):
+    cells = published.table("3", dataset="stl10")
+    errors = cells[~is_target(cells)]
+    assert errors["row"].tolist() == ["Mean Teacher + DASO"] and errors["published"].tolist() == [0.784]
+    assert set(daso_pairs(compare(cells, []))["method"]) == {"MixMatch", "ReMixMatch"} & set(cells["method"])
 
 
 def test_no_table_is_written_without_a_folder(tmp_path, monkeypatch):

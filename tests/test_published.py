@@ -118,7 +118,7 @@ def test_averages_of_figures_are_shares_by_method():
 
 
 def test_unknown_tables_data_sets_and_figures_are_refused():
-    with pytest.raises(ValueError, match="number='9': choose one of 1, 2, 3"):
+    with pytest.raises(ValueError, match="number='9': choose one of '1', '2', '3'"):
         published.table("9")
     with pytest.raises(ValueError, match="dataset='mnist': table 3 has cifar10, cifar100, stl10"):
         published.table("3", dataset="mnist")
