@@ -7,7 +7,7 @@ PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check
 INSTALLED := .venv/installed.stamp
 # Notebooks of committed runs, whose stored outputs are checked.
 STORED := pseudo_label_bias other_learners cifar10_lt cifar100_lt stl10_lt semi_aves \
-	ablations cpu_study training_curves confusion
+	ablations cpu_study training_curves confusion features open_set
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test notebooks report lab clean

@@ -2,6 +2,7 @@
 
 import json
 import string
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -27,7 +28,9 @@ from dasolib.results import (
     NOT_COMPARED,
     SETTING,
     TOLD,
+    Run,
     check_same_study,
+    field,
     group_summary,
     plus_minus,
     select,
@@ -126,6 +129,36 @@ def other_changes(before, after):
 def as_published(runs):
     """Return the runs in which DASO, if they have it, is as published."""
     return [run for run in runs if not variant(run.config)]
+
+
+def expected_runs(configs, runs, by):
+    """List the `contenders` that a study plans, with DASO as published, as `dasolib.results.results_table` expects it.
+
+    Parameters
+    ----------
+    configs : iterable of dasolib.config.Config
+        What is planned.
+    runs : list of Run
+        What is there. Its groups come first, in its order; those that nobody has planned with the seeds that they have.
+    by : sequence of str
+        Settings that make a group.
+
+    Returns
+    -------
+    list of tuple
+        Values of `by`, and a seed.
+    """
+    def key(run):
+        return tuple(field(run, name) for name in by)
+
+    planned = [Run(Path(), config.identity(), pd.DataFrame(), {}, None, []) for config in configs]
+    seeds = {}
+    for run in as_published(contenders(planned)):
+        seeds.setdefault(key(run), []).append(run.config["seed"])
+    there = {}
+    for run in runs:
+        there.setdefault(key(run), []).append(run.config["seed"])
+    return [(*each, seed) for each in {**there, **seeds} for seed in sorted({*seeds.get(each, there.get(each))})]
 
 
 def contenders(runs):

@@ -106,7 +106,7 @@ def cells(notebook):
 
 
 def execute(notebook, folder):
-    """Run a notebook, one that trains for `FEW_STEPS` in a folder of the moment; return the path of the executed one."""
+    """Run a notebook, one that trains for `FEW_STEPS` in a passing folder; return the executed one's path."""
     out = folder / notebook.name
     with tempfile.TemporaryDirectory() as place:
         parameters = {}

@@ -145,16 +145,16 @@ def load_run(folder):
     Raises
     ------
     ValueError
-        If it is no run folder, one of another schema, or a finished run whose files disagree.
+        If it is no run folder, one of another schema, one with a damaged file, or a finished run whose files disagree.
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise ValueError(f"folder={str(folder)!r} is no run: it has no config.json")
-    config = json.loads((folder / "config.json").read_text())
+    config = _read_json(folder / "config.json")
     if config.get("schema") != SCHEMA:
         raise ValueError(f"{folder / 'config.json'}: schema={config.get('schema')}, and only {SCHEMA} can be read")
     finished = (folder / "result.json").exists()  # asked first: what a run has before its result is not all there yet
-    result = json.loads((folder / "result.json").read_text()) if finished else None
+    result = _read_json(folder / "result.json") if finished else None
     records = _read_lines(folder / "metrics.jsonl")
     counts = read_counts(folder)
     steps = counts["step"].tolist() if counts else []
@@ -162,7 +162,7 @@ def load_run(folder):
         raise ValueError(f"{folder} is finished, and metrics.jsonl and pseudo_labels.npz hold different evaluations")
     records = [record for record in records if record["step"] in steps]  # in training the counts come a moment later
     environment = folder / "environment.json"
-    starts = json.loads(environment.read_text())["starts"] if environment.exists() else []
+    starts = _read_json(environment)["starts"] if environment.exists() else []
     return Run(folder, config, pd.json_normalize(records, sep="/"), counts, result, starts)
 
 
@@ -760,6 +760,13 @@ def text_table(table, *, gap=1):
                  for name, value in zip(table.columns, line, strict=True)).rstrip()
         for line in lines
     )
+
+
+def _read_json(file):
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is damaged ({error})") from None
 
 
 def _read_lines(file):

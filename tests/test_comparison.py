@@ -15,6 +15,7 @@ from dasolib.comparison import (
     contenders,
     daso_pairs,
     departures,
+    expected_runs,
     format_comparison,
     is_target,
     paper_layout,
@@ -24,6 +25,7 @@ from dasolib.comparison import (
     variant,
     with_unprinted,
 )
+from dasolib.config import make_config
 from tests.hand_made import TEST, make_run
 from tests.test_results import BETTER
 
@@ -322,6 +324,18 @@ def test_what_the_paper_does_not_print_can_be_filled_by_runs(tmp_path):
     assert more.iloc[len(cells):][["row", "unlabeled", "n1"]].values.tolist() == [["FixMatch + ABC", "reversed", 1500]]
     layout = paper_layout(compare(more, runs))
     assert layout.loc["FixMatch + ABC", ["c paper°", "c ours"]].tolist() == ["-", "65.0"]
+
+
+def test_what_a_study_plans_is_expected_after_and_beside_what_is_there(tmp_path):
+    def planned(seed, **settings):
+        return make_config("cpu", **PAPER | {"method": "fixmatch", "seed": seed} | settings)
+
+    runs = [paper_run(tmp_path, rebalance="abc", seed=4), paper_run(tmp_path, seed=1)]
+    configs = [planned(0), planned(1), planned(0, rebalance="daso"), planned(0, rebalance="daso", queue_size=512),
+               planned(0, method="distribution_estimate", rebalance="")]
+    assert expected_runs(configs, runs, ("unlabeled", "method")) == [
+        ("equal", "FixMatch + ABC", 4), ("equal", "FixMatch", 0), ("equal", "FixMatch", 1),
+        ("equal", "FixMatch + DASO", 0)]
 
 
 def test_nothing_is_measured_against_a_copy_error(tmp_path):

@@ -230,6 +230,7 @@ CRT = "  method: supervised\n  rebalance: crt\n"
     ("- method: fixmatch\n  n1: 5\n  n1, m1: [[1, 2]]", r"n1=\[\[1, 2\]\]: is set twice"),
     ("- method: fixmatch\n  n1: 5\n  n1: 6", "line 11: 'n1' stands twice in one mapping"),
     ("- rebalance: daso", "entry 1 of runs: method is missing"),
+    ("- method: fixmatch\n  milestones: [5, 9]", r"milestones=\[5, 9\]: is itself a list; write \[\[5, 9\]\], "),
     ("- fixmatch", "entry 1 of runs: 'fixmatch': must be a mapping of settings to values"),
     ("- name: a\n  method: fixmatch\n- name: a\n  method: usadtm", "name='a': must be text, and of no other entry"),
     (f"-{DARP[1:]}", "rebalance='darp' with unlabeled='reversed' aims at estimated class counts: add "),

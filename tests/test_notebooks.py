@@ -25,7 +25,8 @@ NOTEBOOKS = ROOT / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 TABLES = {"cifar10_lt": 110, "cifar100_lt": 84, "stl10_lt": 68, "semi_aves": 24}  # and how many published cells
 STUDIES = {"ablations", "cpu_study", "training_curves", "confusion"}
-READ_ONLY = {"pseudo_label_bias", "other_learners", *TABLES, *STUDIES}  # of committed runs; only these store outputs
+# Of committed runs; only these store outputs.
+READ_ONLY = {"pseudo_label_bias", "other_learners", "features", "open_set", *TABLES, *STUDIES}
 
 TINY = {"n1": 12, "m1": 24, "gamma_l": 4.0, "batch_size": 4, "unlabeled": "reversed", "threads": 1, "device": "cpu"}
 
@@ -329,7 +330,8 @@ def test_features_of_runs_that_have_them_are_mapped(tiny_study, tmp_path):
 
 @slow
 def test_without_images_of_unknown_class_the_open_set_notebook_says_so(tiny_study, tmp_path):
-    notebook = execute("open_set", tmp_path, {"runs_dirs": str(tiny_study), "dataset": "cifar10"})
+    parameters = {"runs_dirs": str(tiny_study), "dataset": "cifar10", "unlabeled": "reversed"}
+    notebook = execute("open_set", tmp_path, parameters)
     assert "No image of unknown class in these runs" in printed(notebook) and len(pictures(notebook)) == 1
     assert reading(notebook).startswith("Reading: no image of unknown class in these runs; entropy for known classes: ")
 
@@ -347,8 +349,10 @@ def test_entropies_of_digits_of_unknown_classes_are_drawn(tmp_path):
     config = make_config("cpu", dataset=str(tmp_path / "data/open_digits.npz"), method="fixmatch", total_steps=2,
                          flip=False, threads=1, device="cpu")
     run(config, tmp_path / "runs/run", progress=False)
-    parameters = {"runs_dirs": str(tmp_path / "runs"), "dataset": "open_digits", "unlabeled": "unknown"}
-    notebook = execute("open_set", tmp_path, parameters)
+    made, *committed = (json.loads(file.read_text())["data_sha256"] for file in (
+        tmp_path / "runs/run/config.json", *sorted((ROOT / "runs/open_set").glob("*/config.json"))))
+    assert committed == [made, made]  # the same images as those that the stored figure is about
+    notebook = execute("open_set", tmp_path, {"runs_dirs": str(tmp_path / "runs")})
     (line,) = [line for line in printed(notebook).splitlines() if line.startswith("FixMatch  ")]
     known, unknown = map(int, line.split()[1:3])
     assert (known, unknown) == (8 * 400 - 153, 800)
@@ -360,7 +364,8 @@ def test_entropies_of_digits_of_unknown_classes_are_drawn(tmp_path):
                                             ("open_set", "no run with stored predictions")])
 def test_without_stored_outputs_a_notebook_says_how_to_make_a_run(name, said, tmp_path):
     make_run(tmp_path / "runs")  # finished, without outputs.npz
-    notebook = execute(name, tmp_path, {"runs_dirs": str(tmp_path / "runs")}, cwd=NOTEBOOKS)
+    parameters = {"runs_dirs": str(tmp_path / "runs"), "dataset": "mnist5k", "unlabeled": "reversed"}
+    notebook = execute(name, tmp_path, parameters, cwd=NOTEBOOKS)
     assert reading(notebook) == f"Reading: {said}."
     assert "FixMatch: no outputs.npz in runs/run; the commands above make" in printed(notebook)
     assert "FixMatch + DASO: no finished run on mnist5k" in printed(notebook) and pictures(notebook) == []

@@ -15,8 +15,9 @@ import yaml
 from PIL import Image
 
 from benchmarks.methods import combinations, format_rows
-from dasolib.comparison import as_published
+from dasolib.comparison import as_published, expected_runs
 from dasolib.config import Config
+from dasolib.grid import load_grid
 from dasolib.results import format_table, load_runs, method_label, results_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,9 +107,12 @@ def test_the_table_of_results_is_that_of_the_committed_runs():
         pytest.skip("no repository, as in a source archive")
     listed = subprocess.run(["git", "ls-files", "runs/cpu_study"], cwd=ROOT, capture_output=True, text=True, check=True)
     committed = {Path(file).parent.name for file in listed.stdout.splitlines() if file.endswith("result.json")}
-    runs = [run for run in as_published(load_runs(ROOT / "runs/cpu_study")) if run.name in committed
-            and run.label in ("FixMatch", "FixMatch + LA", "FixMatch + DASO")]
-    assert f"```text\n{format_table(results_table(runs))}\n```" in README
+    shown, by = ("FixMatch", "FixMatch + LA", "FixMatch + DASO"), ("dataset", "unlabeled", "method")
+    runs = [run for run in as_published(load_runs(ROOT / "runs/cpu_study"))
+            if run.name in committed and run.label in shown]
+    configs = [run.config for name in ("wide", "deep") for run in load_grid(ROOT / f"studies/cpu_{name}.yaml").runs]
+    planned = [run for run in expected_runs(configs, runs, by) if run[2] in shown]
+    assert f"```text\n{format_table(results_table(runs, by=by, expected=planned))}\n```" in README
     runs = load_runs(ROOT / "runs/uniform")
     settings = [("cifar10", "uniform", method + daso, 0) for method in ("MixMatch", "Mean Teacher")
                 for daso in ("", " + DASO")]

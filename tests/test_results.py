@@ -154,6 +154,14 @@ def test_a_folder_that_is_no_run_or_has_another_schema_is_refused(tmp_path):
         load_run(folder)
 
 
+@pytest.mark.parametrize("name", ["config.json", "result.json", "environment.json"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path, name):
+    folder = write_run(tmp_path / "r")
+    (folder / name).write_text("{")
+    with pytest.raises(ValueError, match=f"{name} is damaged \\("):
+        load_run(folder)
+
+
 def test_runs_come_by_method_and_seed_and_other_files_are_left_alone(tmp_path):
     for rebalance, seed in (("la,daso", 0), ("daso", 1), ("", 0), ("daso", 0)):
         make_run(tmp_path, rebalance=rebalance, seed=seed)
