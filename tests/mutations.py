@@ -356,29 +356,28 @@ def momentum_that_outlives_a_generation(patch):
 
 
 def mask_drawn_for_the_linear_class(patch):
-    ours, linear = Abc.target, []
+    ours, linear = Abc.head_target, []
 
-    def target(self, logits, labels):
-        linear.append(logits.argmax(dim=-1))
-        return ours(self, logits, labels)
-    patch.setattr(Abc, "target", target)
+    def target(self, probs, labels):
+        linear.append(probs.argmax(dim=-1))
+        return ours(self, probs, labels)
+    patch.setattr(Abc, "head_target", target)
     patch.setattr(abc_module, "confident_labels",
                   lambda probs, threshold: (linear[-1], confident_labels(probs, threshold)[1]))
 
 
 def balanced_target_without_the_semantic_label(patch):
-    ours = Abc.target
-    patch.setattr(Abc, "target", lambda self, logits, labels: ours(self, logits, labels._replace(semantic=None)))
+    ours = Abc.head_target
+    patch.setattr(Abc, "head_target", lambda self, probs, labels: ours(self, probs, labels._replace(semantic=None)))
 
 
 def balanced_target_blended_by_the_class_of_the_other_head(patch):
-    def target(self, logits, labels):
-        probs = logits.softmax(dim=-1)
+    def target(self, probs, labels):
         if labels.semantic is None:
             return probs
         weight = labels.blend_weight[labels.linear.argmax(dim=-1)].unsqueeze(-1)
         return (1 - weight) * probs + weight * labels.semantic
-    patch.setattr(Abc, "target", target)
+    patch.setattr(Abc, "head_target", target)
 
 
 def balanced_head_that_does_not_train_the_encoder(patch):

@@ -193,7 +193,7 @@ def keep_probabilities(step):
 
 def auxiliary_target(step):
     """Probabilities (n, K), classes (n,) and confidence mask (n,) that the balanced head has for the weak view."""
-    target = step.parts["abc"].target(step.balanced[1], step.out.labels)
+    target = step.parts["abc"].head_target(step.balanced[1].softmax(dim=-1), step.out.labels)
     return target, *confident_labels(target, step.config.threshold)
 
 

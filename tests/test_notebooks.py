@@ -229,7 +229,7 @@ def test_pseudo_label_bias_reports_any_study_and_names_what_is_missing(tiny_stud
 @slow
 def test_averages_stand_beside_those_of_the_papers_figure(tiny_study, tmp_path):
     notebook = execute("pseudo_label_bias", tmp_path, {"runs_dirs": str(tiny_study), "figures_dir": str(tmp_path)})
-    _, beside = printed(notebook).split("cifar10, unlabeled classes equal; paper°: figure 5\n")
+    _, beside = printed(notebook).split("; paper°: figure 5 (n1 = 500, m1 = 4000)\n")
     assert re.search(r"^FixMatch +1 .* 68\.0 +84\.0 +68\.6$", beside, re.MULTILINE)
     assert re.search(r"^USADTM +0 +- +- +- +74\.0 +57\.0 +72\.3$", beside, re.MULTILINE)
     assert reading(notebook).count(" of 1 seed)") == 2
