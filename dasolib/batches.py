@@ -47,7 +47,7 @@ def _run_split(config, data):
         warnings.warn(f"unlabeled={config.unlabeled!r} takes the unlabeled images from the training images: the "
                       f"{len(data.x_unlabeled)} separate ones of dataset={config.dataset!r} are not used; "
                       "unlabeled='unknown' takes those", stacklevel=2)
-    if config.unlabeled == "unknown" and data.x_unlabeled is None:
+    if config.unlabeled == "unknown" and not has_pile:
         raise ValueError(f"unlabeled='unknown': dataset={config.dataset!r} has no separate unlabeled images; "
                          "choose equal, uniform or reversed")
     return long_tailed_split(labels, n_classes=data.n_classes, n1=config.n1, m1=config.m1, gamma_l=config.gamma_l,

@@ -32,7 +32,7 @@ ORDER = ("cifar10_lt", "cifar100_lt", "stl10_lt", "semi_aves", "ablations", "cpu
 MAIN_METHODS = ("FixMatch", "FixMatch + LA", "FixMatch + DASO")  # of the figure on the front page
 CELLS = (f"ours: median of the last {LAST} evaluations of a run; mean over seeds, ± sample std.\n"
          "-: under paper, not in print; under ours, no finished run.")
-FEW_STEPS = 40  # of a notebook that trains
+FEW_STEPS = 10  # of a notebook that trains; a run this short evaluates after each
 PACKAGES = ("daso-study", "torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "papermill",
             "nbconvert")
 PAGE = Template("""<!DOCTYPE html>
