@@ -24,7 +24,7 @@ quickstart: $(INSTALLED) ## train FixMatch and FixMatch+DASO on long-tailed MNIS
 test: $(INSTALLED) ## lint, unit and reference-number tests, doctests, coverage, every notebook
 	$(PY) -m ruff check .
 	$(PY) -m pytest --cov -n auto --maxprocesses 8 --dist loadfile
-	$(PY) -m pytest --nbval-lax --nbval-current-env $(STORED:%=notebooks/%.ipynb)
+	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --nbval-lax --nbval-current-env $(STORED:%=notebooks/%.ipynb)
 
 notebooks: $(INSTALLED) ## execute the stored notebooks anew, where runs have been added
 	$(PY) -m nbconvert --to notebook --execute --inplace --log-level=WARN --ExecutePreprocessor.record_timing=False \
