@@ -263,7 +263,7 @@ def reading(gaps, changes, orders):
                 "average")
         if len(sure):
             n_above, n_below = (sure["low"] > 0).sum(), (sure["high"] < 0).sum()
-            text += f"; of {len(sure)} intervals from {ENOUGH} seeds or more {n_above} are above 0 and {n_below} below"
+            text += f"; intervals from {ENOUGH} seeds or more: {n_above} of {len(sure)} above 0, {n_below} below"
         parts.append(text)
     for row in orders.to_dict("records"):
         if not np.isnan(row["correlation"]):

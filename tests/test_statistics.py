@@ -106,7 +106,7 @@ def test_an_interval_is_counted_from_four_seeds_on(tmp_path):
             for seed in range(4) for rebalance, test in (("", TEST), ("daso", BETTER))]
     orders = order_table(runs)
     line = "+ DASO: 1 of 1 differences are above 0, +15.0 points on average"
-    assert f"; {line}; of 1 intervals from 4 seeds or more 1 are above 0 and 0 below" in (
+    assert f"; {line}; intervals from 4 seeds or more: 1 of 1 above 0, 0 below" in (
         reading(best_gaps(runs), paired_changes(runs), orders))
     assert reading(best_gaps(runs[:6]), paired_changes(runs[:6]), orders).endswith(f"; {line}.")
 
