@@ -27,7 +27,7 @@ GRID = f"""
 name: study
 preset: cpu
 common:
-  {{dataset: mnist5k, method: fixmatch, total_steps: {STEPS}, batch_size: 4, eval_steps: 8, eval_images: 100}}
+  {{dataset: mnist5k, method: fixmatch, total_steps: {STEPS}, batch_size: 4, eval_steps: 40}}
 runs:
 - rebalance: ["", daso, la]
 """
