@@ -5,6 +5,8 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check
 INSTALLED := .venv/installed.stamp
+# A file's tests stay together, and files in the order of tests/conftest.py.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # Notebooks of committed runs, whose stored outputs are checked.
 STORED := pseudo_label_bias other_learners cifar10_lt cifar100_lt stl10_lt semi_aves \
 	ablations cpu_study training_curves confusion features open_set
@@ -23,11 +25,11 @@ quickstart: $(INSTALLED) ## train FixMatch and FixMatch+DASO on long-tailed MNIS
 
 test: $(INSTALLED) ## lint, unit and reference-number tests, doctests, every notebook
 	$(PY) -m ruff check .
-	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
-	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --nbval-lax --nbval-current-env $(STORED:%=notebooks/%.ipynb)
+	$(PY) -m pytest $(PARALLEL)
+	$(PY) -m pytest $(PARALLEL) --nbval-lax --nbval-current-env $(STORED:%=notebooks/%.ipynb)
 
 coverage: $(INSTALLED) ## which lines of dasolib the tests leave out; measuring that takes them a third longer
-	$(PY) -m pytest --cov -n auto --maxprocesses 8 --dist loadfile
+	$(PY) -m pytest --cov $(PARALLEL)
 
 notebooks: $(INSTALLED) ## execute the stored notebooks anew, where runs have been added
 	$(PY) -m nbconvert --to notebook --execute --inplace --log-level=WARN --ExecutePreprocessor.record_timing=False \

@@ -67,6 +67,9 @@ def one_thread():
 
 
 def pytest_collection_modifyitems(items):
+    # Files with slow tests come first, so that no core ends with one of them while the others have nothing left.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
         return
     for item in items:

@@ -68,9 +68,9 @@ def run_command(command, tmp_path):
     if command.startswith("papermill"):
         command = re.sub(r" -p total_steps \d+", "", command).replace("runs/", f"{shlex.quote(str(tmp_path))}/runs/")
         subprocess.run(shlex.split(OF_THE_SHELL[1]), cwd=tmp_path, check=True)
-        command += " -p total_steps 2 --no-progress-bar"
-    if "preset paper" in command:
-        command += " -p m1 300"  # its network labels all unlabeled images in the end: minutes for the paper's
+        command += " -p total_steps 2 -p threads 1 --no-progress-bar"  # other tests have the other cores
+    if "preset paper" in command:  # in the end its network is tried on all unlabeled and validation images
+        command += " -p m1 300 -y 'settings: {n_val: 100}'"
     program, *arguments = shlex.split(command)
     programs = {"python": [sys.executable], "papermill": [sys.executable, "-m", "papermill"]}
     ran = subprocess.run([*programs[program], *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
