@@ -5,6 +5,7 @@
 
 import argparse
 import base64
+import contextlib
 import html
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -75,17 +76,19 @@ def build(folder=FOLDER, names=None):
     papermill.exceptions.PapermillExecutionError
         If a cell fails; nothing is rendered then.
     """
-    there = {path.stem: path for path in (project_root() / "notebooks").glob("*.ipynb")}
+    notebooks = project_root() / "notebooks"
+    there = {path.stem: path for path in notebooks.glob("*.ipynb")}
     if names is None:
         names = sorted(there, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     for name in names:
         if name not in there:
             raise ValueError(f"names has {name!r}; choose from {', '.join(sorted(there))}")
     folder = resolve(folder)
-    if folder.is_file() or folder.resolve() == (project_root() / "notebooks").resolve():
+    if folder.is_file() or folder.resolve() == notebooks.resolve():
         raise ValueError(f"folder={str(folder)!r}: must be another folder than that of the notebooks, and no file")
     folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(available_cores()) as pool:  # of one process, so that no two kernels choose the same ports
+    # Threads, so that no two kernels choose the same ports. All share a working folder: none may change it for itself.
+    with contextlib.chdir(notebooks), ThreadPoolExecutor(available_cores()) as pool:
         executing = pool.map(partial(execute, folder=folder), [there[name] for name in names])
         executed = dict(zip(names, tqdm(executing, total=len(names), unit="notebook"), strict=True))
     for name in names:
@@ -113,7 +116,7 @@ def execute(notebook, folder):
         if trains(notebook):
             where = next(name for name in ("run_dir", "runs_dir") if name in papermill.inspect_notebook(str(notebook)))
             parameters = {"total_steps": FEW_STEPS, "threads": 1, where: str(Path(place) / notebook.stem)}
-        papermill.execute_notebook(notebook, out, parameters, cwd=notebook.parent, progress_bar=False, log_output=False)
+        papermill.execute_notebook(notebook, out, parameters, progress_bar=False, log_output=False)
     return out
 
 

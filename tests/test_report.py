@@ -17,8 +17,9 @@ FETCHED = re.compile(r"""\ssrc\s*=\s*(?!["']?data:)|<link\b|@import|url\((?!["']
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """The report of one notebook that reads runs and one that trains, by name."""
-    folder = tmp_path_factory.mktemp("report")
+    folder, working = tmp_path_factory.mktemp("report"), Path.cwd()
     assert report.build(folder, ["other_learners", "train"]) == folder / "index.html"
+    assert Path.cwd() == working  # which notebooks executed at the same time share
     return {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.html")}
 
 
