@@ -27,7 +27,8 @@ GRID = f"""
 name: study
 preset: cpu
 common:
-  {{dataset: mnist5k, method: fixmatch, total_steps: {STEPS}, batch_size: 4, eval_steps: 40}}
+  {{dataset: mnist5k, method: fixmatch, total_steps: {STEPS}, batch_size: 4, eval_steps: 40,
+   precision: fp32}}
 runs:
 - rebalance: ["", daso, la]
 """

@@ -5,6 +5,7 @@ import re
 import warnings
 
 import pytest
+import torch
 
 from dasolib.config import (
     NOT_IDENTITY,
@@ -14,6 +15,7 @@ from dasolib.config import (
     available_cores,
     check_parameters,
     dataset_name,
+    fastest_precision,
     make_config,
     paper_alignment,
     paper_dist_temperature,
@@ -306,6 +308,14 @@ def test_the_cpu_preset_is_small_and_leaves_the_rest_as_in_the_paper():
         "depth": 10, "width": 1, "batch_size": 32, "precision": "bf16", "channels_last": True, "ema_decay": 0.99,
         "eval_steps": 100, "eval_images": 2000, "pretrain_steps": 200, "abc_epoch_steps": 100, "abc_epochs": 100,
     }
+
+
+@pytest.mark.parametrize(("has_library", "has_bf16", "fastest"), [
+    (True, True, "bf16"), (True, False, "fp32"), (False, True, "fp32")])
+def test_the_fastest_precision_is_bf16_where_torch_has_convolutions_in_it(has_library, has_bf16, fastest, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_library)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    assert fastest_precision() == fastest
 
 
 @pytest.mark.parametrize(("total_steps", "epoch_steps", "epochs"), [(10_000, 100, 100), (600, 6, 100), (40, 1, 40)])

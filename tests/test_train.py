@@ -73,7 +73,8 @@ from dasolib.train import run
 daso = {"pretrain_steps": 10, "refresh_steps": 5} if sys.argv[3] == "daso" else {}
 total_steps, eval_steps = map(int, sys.argv[4:])
 config = make_config("cpu", dataset="mnist5k", method=sys.argv[2], rebalance=sys.argv[3], total_steps=total_steps,
-                     eval_steps=eval_steps, batch_size=8, eval_images=200, threads=1, device="cpu", **daso)
+                     eval_steps=eval_steps, batch_size=8, eval_images=200, precision="fp32", threads=1,
+                     device="cpu", **daso)
 run(config, sys.argv[1], progress=False)
 """
 
@@ -588,6 +589,14 @@ def test_a_data_set_that_does_not_exist_is_named_as_it_was_given(tmp_path):
     with pytest.raises(ValueError, match="'cifar11'.*mnist5k, cifar10"):
         run(tiny_config("cifar11"), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("fastest", "n_warnings"), [("fp32", 1), ("bf16", 0)])
+def test_bf16_on_a_cpu_without_it_is_warned_about(fastest, n_warnings, dataset, tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(dasolib.train, "fastest_precision", lambda: fastest)
+    run(tiny_config(dataset, total_steps=1, precision="bf16"), tmp_path / "run", progress=False)
+    warned = [str(warning.message) for warning in recwarn]
+    assert sum("precision='bf16': PyTorch has no fast bf16 for this CPU" in message for message in warned) == n_warnings
 
 
 def test_a_device_without_double_precision_is_refused():
