@@ -21,7 +21,7 @@ from papermill.iorw import load_notebook_node
 from tqdm import tqdm
 
 from dasolib import comparison, plots, published, results
-from dasolib.config import available_cores
+from dasolib.config import available_cores, fastest_precision
 from dasolib.evaluation import LAST
 from dasolib.run_folder import environment, project_root, resolve
 
@@ -114,8 +114,11 @@ def execute(notebook, folder):
     with tempfile.TemporaryDirectory() as place:
         parameters = {}
         if trains(notebook):
-            where = next(name for name in ("run_dir", "runs_dir") if name in papermill.inspect_notebook(str(notebook)))
+            declared = papermill.inspect_notebook(str(notebook))
+            where = next(name for name in ("run_dir", "runs_dir") if name in declared)
             parameters = {"total_steps": FEW_STEPS, "threads": 1, where: str(Path(place) / notebook.stem)}
+            if "precision" in declared:  # others choose by themselves
+                parameters["precision"] = fastest_precision()
         papermill.execute_notebook(notebook, out, parameters, progress_bar=False, log_output=False)
     return out
 
