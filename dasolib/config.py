@@ -446,7 +446,7 @@ def cpu_settings(method, total_steps):
 def fastest_precision():
     """Precision in which this CPU trains fastest: ``bf16`` where PyTorch has such convolutions for it, else ``fp32``.
 
-    It has them from AVX-512 on. Without them a step in bf16 takes about 15 times as long as one in fp32.
+    On x86 it has them from AVX-512 on. Without them bf16 takes several times as long as fp32.
     """
     # Of what torch's releases tell of a CPU, the condition by which it chooses its own slow convolutions.
     fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
