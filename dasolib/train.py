@@ -75,8 +75,7 @@ def run(config, run_dir=None, *, progress=True, resident=None):
     if config.compile:
         check_compiler(device)
     if device.type == "cpu" and config.precision == "bf16" != fastest_precision():
-        warnings.warn("precision='bf16': PyTorch has no fast bf16 for this CPU; fp32 is several times as fast",
-                      stacklevel=2)
+        warnings.warn("precision='bf16': this CPU has no arithmetic in it; fp32 is faster", stacklevel=2)
     prepare_network(config)
     is_path = config.dataset not in DATASETS and resolve(config.dataset).exists()
     data = load_data(resolve(config.dataset) if is_path else config.dataset, root=project_root() / "data",

@@ -1,6 +1,7 @@
 """The record of a run: the paper's values, the CPU preset, what is refused, and what makes a run another run."""
 
 import json
+import platform
 import re
 import warnings
 
@@ -310,11 +311,17 @@ def test_the_cpu_preset_is_small_and_leaves_the_rest_as_in_the_paper():
     }
 
 
-@pytest.mark.parametrize(("has_library", "has_bf16", "fastest"), [
-    (True, True, "bf16"), (True, False, "fp32"), (False, True, "fp32")])
-def test_the_fastest_precision_is_bf16_where_torch_has_convolutions_in_it(has_library, has_bf16, fastest, monkeypatch):
+@pytest.mark.parametrize(("machine", "has_library", "emulates_it", "has_it", "fastest"), [
+    ("x86_64", True, True, True, "bf16"), ("AMD64", True, True, False, "fp32"), ("x86_64", False, True, True, "fp32"),
+    ("aarch64", True, True, False, "bf16"), ("aarch64", True, False, False, "fp32"),
+])
+def test_the_fastest_precision_is_bf16_where_the_cpu_multiplies_it(machine, has_library, emulates_it, has_it, fastest,
+                                                                   monkeypatch):
+    """On x86 torch's library has bf16 for any AVX-512, by way of fp32; elsewhere it says what the CPU has."""
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_library)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: emulates_it)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_it)
     assert fastest_precision() == fastest
 
 
