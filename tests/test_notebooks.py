@@ -3,6 +3,7 @@
 import ast
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import papermill
 import pytest
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import load_notebook_node
 
@@ -39,11 +42,39 @@ def stored(name):
     return load_notebook_node(str(NOTEBOOKS / f"{name}.ipynb"))
 
 
+class OneKernel(NBClientEngine):
+    """An engine of papermill with one kernel for all notebooks, as each start takes seconds to import torch.
+
+    A notebook finds nothing of those before it but the modules that they have imported.
+    """
+
+    manager = None
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **settings):
+        client = ClearedClient(nb_man, km=cls.manager, kernel_name=kernel_name, timeout=None)
+        client.execute(cleanup_kc=False)  # which leaves the kernel alive
+        client.kc.stop_channels()
+        cls.manager = client.km
+
+
+class ClearedClient(PapermillNotebookClient):
+    """Empties the kernel and goes to this process's working folder before the first cell."""
+
+    def papermill_execute_cells(self):
+        clear = f"get_ipython().reset(new_session=True); __import__('os').chdir({os.getcwd()!r})"
+        self.wait_for_reply(self.kc.execute(clear, store_history=False))
+        super().papermill_execute_cells()
+
+
+papermill_engines.register("one_kernel", OneKernel)
+
+
 def execute(name, folder, parameters=None, *, cwd=ROOT):
-    """Run a notebook with papermill and return it, executed; raises if a cell does."""
+    """Run a notebook with papermill and return it, executed; raises if a cell does. Those that train start a kernel."""
     out = folder / f"{name}-{cwd.name}.ipynb"
     notebook = papermill.execute_notebook(NOTEBOOKS / f"{name}.ipynb", out, parameters or {}, cwd=cwd,
-                                          progress_bar=False)
+                                          progress_bar=False, engine_name="one_kernel" if name in READ_ONLY else None)
     assert outputs_of(notebook, "error") == []
     return notebook
 
@@ -184,7 +215,7 @@ def test_train_refuses_a_setting_given_twice(tmp_path):
 
 @slow
 def test_quickstart_trains_both_methods_and_then_reads_them(tmp_path):
-    parameters = {"total_steps": 20, "runs_dir": str(tmp_path / "runs"), "threads": 1}
+    parameters = {"total_steps": 10, "runs_dir": str(tmp_path / "runs"), "threads": 1}
     trained = execute("quickstart", tmp_path, parameters, cwd=ROOT)
     again = execute("quickstart", tmp_path, parameters, cwd=NOTEBOOKS)
     assert reading(again) == reading(trained)
@@ -202,7 +233,7 @@ def tiny_study(tmp_path_factory):
     for name in ("cifar10", "mnist5k"):
         np.savez(folder / f"{name}.npz", **tiny_arrays())
     settings = {"method": "fixmatch", "total_steps": 3, "n1": 12, "m1": 24, "gamma_l": 4.0, "batch_size": 4,
-                "n_val": 0, "flip": False, "threads": 1, "device": "cpu"}
+                "n_val": 0, "flip": False, "precision": "fp32", "threads": 1, "device": "cpu"}
     for dataset, unlabeled, seeds in (("cifar10", "reversed", 1), ("cifar10", "equal", 1), ("mnist5k", "reversed", 3)):
         for rebalance in ("", "la", "daso"):
             for seed in range(seeds if rebalance != "daso" or seeds == 1 else 2):
@@ -347,7 +378,7 @@ def test_entropies_of_digits_of_unknown_classes_are_drawn(tmp_path):
     """The notebook's own lines make the file that its commands train on; here for two steps."""
     subprocess.run([sys.executable, "-c", fenced("open_set", "python")], cwd=tmp_path, check=True)
     config = make_config("cpu", dataset=str(tmp_path / "data/open_digits.npz"), method="fixmatch", total_steps=2,
-                         flip=False, threads=1, device="cpu")
+                         flip=False, precision="fp32", threads=1, device="cpu")
     run(config, tmp_path / "runs/run", progress=False)
     made, *committed = (json.loads(file.read_text())["data_sha256"] for file in (
         tmp_path / "runs/run/config.json", *sorted((ROOT / "runs/open_set").glob("*/config.json"))))
@@ -383,7 +414,7 @@ def test_the_own_method_is_one_short_file_and_the_readme_shows_the_same(tmp_path
 
 @slow
 def test_the_own_method_registered_in_a_notebook_trains_and_is_reported_beside_fixmatch(tmp_path):
-    parameters = {"total_steps": 20, "runs_dir": str(tmp_path / "runs"), "threads": 1}
+    parameters = {"total_steps": 10, "runs_dir": str(tmp_path / "runs"), "threads": 1}
     trained = execute("add_your_own", tmp_path, parameters, cwd=ROOT)
     again = execute("add_your_own", tmp_path, parameters, cwd=NOTEBOOKS)
     assert reading(again) == reading(trained)
