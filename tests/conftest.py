@@ -6,10 +6,15 @@ import pytest
 import torch
 from torchvision.models import ResNet34_Weights, resnet34
 
+from dasolib.host import prepare_host
+
 # A shell lets what it starts in the background ignore Ctrl-C, as nohup does with the end of a terminal, and so would
 # the children to which tests send these signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# Of processes that tests start, where nothing else is asked for: other tests have the other cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def golden_folders():
@@ -63,7 +68,7 @@ def imagenet(imagenet_file, monkeypatch):
 @pytest.fixture(autouse=True)
 def one_thread():
     """Start every test on one thread: sums round the same on every machine, and a run may have set another number."""
-    torch.set_num_threads(1)
+    prepare_host(1)
 
 
 def pytest_collection_modifyitems(items):
