@@ -85,7 +85,7 @@ def config_of(recorded):
         changes["source"] = "recording"  # its weights are loaded from there
     total_steps = generations * recorded["schedule"].get("length", recorded["max_iterations"] // generations)
     return make_config("paper", dataset="recording", method=method, rebalance=rebalance, total_steps=total_steps,
-                       threads=1, device="cpu", **changes)
+                       threads=1, device="cpu", channels_last=True, **changes)  # see `replay_outputs.tensor`
 
 
 def schedule_settings(schedule):

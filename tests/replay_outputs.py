@@ -255,5 +255,6 @@ def as_they_are(images):
 
 
 def tensor(array):
-    """float64 tensor of a recorded array."""
-    return torch.from_numpy(np.array(array, dtype=np.float64))
+    """float64 tensor of a recorded array; images in the layout of the CPU preset, whose convolutions take less time."""
+    value = torch.from_numpy(np.array(array, dtype=np.float64))
+    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value

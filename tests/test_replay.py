@@ -54,6 +54,7 @@ def above_tolerance(rows):
 # --- the recordings --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", list(recordings()))
 def test_every_output_of_the_published_implementation_comes_out_again(path):
     rows = replay(path)
