@@ -91,7 +91,7 @@ def test_a_compiled_step_gives_the_same_numbers(combination):
 @needs_compiler
 @pytest.mark.slow
 def test_a_compiled_run_goes_on_bit_for_bit(monkeypatch, tmp_path):
-    config = tiny_config(save_tiny(tmp_path), compile=True)
+    config = tiny_config(save_tiny(tmp_path), method="supervised", rebalance="", compile=True)  # few graphs to compile
     run(config, tmp_path / "undisturbed", progress=False)
     interrupt(monkeypatch, config, tmp_path / "stopped", at=3)
     run(config, tmp_path / "stopped", progress=False)

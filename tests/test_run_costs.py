@@ -44,7 +44,8 @@ def test_its_tables_hold_what_it_stores(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_start_is_that_of_the_commands_a_user_types():
+def test_the_start_is_that_of_the_commands_a_user_types(monkeypatch):
+    monkeypatch.setattr(run_costs, "COMMAND", (*run_costs.COMMAND, "-p", "threads", "1", "-p", "precision", "fp32"))
     assert set(run_costs.measure_start(1)) == {"import_s", "two_steps_s"}
 
 

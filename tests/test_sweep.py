@@ -672,7 +672,7 @@ runs:
 - name: trained
   method: fixmatch
   rebalance: daso
-  total_steps: 600
+  total_steps: 300
   pretrain_steps: 12
 - method: supervised
   rebalance: crt

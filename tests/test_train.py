@@ -97,7 +97,7 @@ def wait_for(condition, process, *, pause):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "steps", "kills", "after"), [
-    (("fixmatch", "daso"), (60, 5), (False, True, False), (1, 4)),
+    (("fixmatch", "daso"), (60, 5), (False, True), (1, 4)),
     (("remixmatch", "crest_plus"), (20, 2), (False,), (3, 7)),  # killed after the first of five generations
 ], ids=str)
 def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_an_undisturbed_one(method, steps, kills, after, tmp_path):
