@@ -76,9 +76,9 @@ def head():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # else tests that run beside it take the cores from its tasks
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **MEMORY})
-        yield cluster
-        cluster.shutdown()
+        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **MEMORY})
+        yield started
+        started.shutdown()
 
 
 @pytest.fixture
