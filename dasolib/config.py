@@ -447,7 +447,7 @@ def cpu_settings(method, total_steps):
 def fastest_precision():
     """Precision in which this CPU trains fastest: ``bf16`` where it multiplies such numbers itself, else ``fp32``.
 
-    On x86 that is AVX-512 with bf16. Others compute bf16 by way of fp32, which takes longer than fp32 itself.
+    On x86 that is AVX-512 with bf16. On others bf16 takes longer than fp32: `python -m benchmarks.step`.
     """
     if not torch.backends.mkldnn.is_available():
         return "fp32"
