@@ -630,11 +630,11 @@ def test_the_weight_of_the_unlabeled_loss_may_be_zero():
 
 
 def test_boss_without_a_drop_keeps_the_mask_of_fixmatch_but_not_its_equal_weights():
-    """Three rows are predicted as 0 and one as 1: weights 1/3 and 1 average 1/2, and become 2/3 and 2."""
-    out = fixmatch.step(PassThrough(), None, hand_batch(), Rebalance({"boss": Boss(drop=0.0)}), t=0, threshold=0.7,
+    """Of the rows that pass at .6, two are predicted as 0 and one as 1: weights 1/2, 1/2 and 1 become 3/4, 3/4, 3/2."""
+    out = fixmatch.step(PassThrough(), None, hand_batch(), Rebalance({"boss": Boss(drop=0.0)}), t=0, threshold=0.6,
                         lambda_u=1.0)
-    assert out.mask.tolist() == [1, 0, 1, 0]
-    want = -(2 / 3 * math.log(0.5) + 2 * math.log(0.8)) / 4
+    assert out.mask.tolist() == [1, 1, 1, 0]
+    want = -(3 / 4 * math.log(0.5 * 0.1) + 3 / 2 * math.log(0.8)) / 4
     torch.testing.assert_close(out.losses["unlabeled"].detach(), torch.tensor(want))
 
 

@@ -715,14 +715,24 @@ BOSS_PROBS = torch.tensor([
 ])
 
 
-def test_boss_lowers_thresholds_and_raises_weights_of_rarely_predicted_classes():
-    """Weights 1/4, 1/2 and 1 sum to 3 over seven rows, so that they become 7/12, 7/6 and 7/3 before the mask."""
+def test_boss_lowers_thresholds_and_raises_weights_of_classes_that_rarely_pass():
+    """Two rows of class 0 pass and one of each other class: weights 1/2, 1/2, 1 and 1 sum to 3, then to 4 rows."""
     target, mask, weight = Boss(drop=0.25).confident(BOSS_PROBS, 0.95)
     assert target.tolist() == [0, 0, 0, 0, 1, 1, 2]
     assert mask.tolist() == [1, 0, 1, 0, 1, 0, 1]
-    torch.testing.assert_close(weight, torch.tensor([7 / 12, 0, 7 / 12, 0, 7 / 6, 0, 7 / 3]))
-    every = Boss(drop=1.0).confident(BOSS_PROBS, 0.0)[2]
-    torch.testing.assert_close(every.mean(), torch.tensor(1.0))
+    torch.testing.assert_close(weight, torch.tensor([2 / 3, 0, 2 / 3, 0, 4 / 3, 0, 4 / 3]))
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("threshold", [0.0, 0.8, 0.95])
+def test_weights_of_boss_sum_to_the_number_of_rows_that_passed(drop, threshold):
+    _, mask, weight = Boss(drop=drop).confident(BOSS_PROBS, threshold)
+    assert mask.sum() > 0 and (weight > 0).equal(mask > 0)
+    torch.testing.assert_close(weight.sum(), mask.sum())
+
+
+def test_boss_without_a_row_that_passes_weighs_nothing():
+    assert Boss(drop=0.0).confident(BOSS_PROBS, 1.0)[2].tolist() == [0] * 7
 
 
 def test_boss_without_a_drop_has_one_threshold():
