@@ -138,7 +138,7 @@ class Batches:
         self.original_x, self.original_y = self.x, self.y
         counts = torch.bincount(labels, minlength=data.n_classes)
         self.host_y, self.class_weights = labels, None  # the sampler works on the host
-        if any("class_aware" in line.needs for line in lines):
+        if "crt" in config.rebalance and config.crt_balancing == "batches":
             self.class_weights = class_aware_weights(counts, SAMPLER_BETA)
         self.labeled_counts = counts.to(device)
         self.prior = self.labeled_counts / self.labeled_counts.sum()

@@ -19,7 +19,7 @@ from dasolib.schedules import SCHEDULES
 SCHEMA = 1  # of the run folder; raised when its files change in meaning
 NOT_IDENTITY = ("threads", "device")  # recorded and warned about on resume, but part of neither hash nor comparison
 # Fields that older runs of this schema lack, and what they had.
-YOUNGER = {"network": "wrn", "crop": "padded", "compile": False}
+YOUNGER = {"network": "wrn", "crop": "padded", "compile": False, "crt_balancing": "batches"}
 
 
 class Config(BaseModel):
@@ -90,6 +90,7 @@ class Config(BaseModel):
     la_tau: float = Field(ge=0)  # strength of train-time logit adjustment; 0 is the base learner
     cb_beta: float = Field(ge=0, le=1)  # class-balanced weights; 0 is the base learner
     reweight_warmup_steps: int = Field(ge=0)  # W: class weights (and LDAM) act from step W - 1
+    crt_balancing: Literal["weights", "batches"]  # cRT: class weights in the loss, or class-aware sampling of batches
     ldam_max_margin: float = Field(gt=0)
     ldam_scale: float = Field(gt=0)
     source: str | None  # run folder: cRT's trained network; DARP's estimate, where None looks for one under runs/
@@ -247,6 +248,8 @@ class Config(BaseModel):
             unused |= dict.fromkeys(("warmup_factor", "warmup_shape"), "there is no warm-up")
         if self.needs("unlabeled_counts") and self.counts_hidden_labels:
             unused["source"] = "the unlabeled classes are as imbalanced as the labeled ones: their hidden labels count"
+        if "crt" in self.rebalance and self.crt_balancing == "batches":
+            unused |= dict.fromkeys(("cb_beta", "reweight_warmup_steps"), "crt_balancing='batches' weighs no loss")
         if self.fixed_blend is not None:
             unused["dist_temperature"] = "with a fixed_blend no histogram is used"
         if self.prototypes_from == "student":
@@ -369,7 +372,7 @@ def paper_settings(dataset, method, rebalance, total_steps):
         "n_generations": 5, "crest_alpha": 3.0, "crest_t_min": 0.5,
         "abc_epoch_steps": 500, "abc_epochs": total_steps / 500, "boss_drop": 0.25,
         "la_tau": 1.0, "cb_beta": 0.999, "ldam_max_margin": 0.5, "ldam_scale": 30.0,
-        "reweight_warmup_steps": int(0.8 * total_steps) if "ldam_drw" in rebalance else 0,
+        "reweight_warmup_steps": int(0.8 * total_steps) if "ldam_drw" in rebalance else 0, "crt_balancing": "weights",
         "pretrain_steps": 500 if method == "usadtm" else 5000, "refresh_steps": 100, "proto_temperature": 0.05,
         "fixed_blend": None, "lambda_align": 1.0, "queue_size": 256, "queue_sizing": "balanced",
         "prototypes_from": "ema", "ema_train_mode": True,
@@ -551,6 +554,7 @@ STARTS = {
     "usadtm": ("pretrain_steps", 0, "no pseudo-label will count"),
     "darp": ("darp_warmup_steps", 0, "DARP will change no pseudo-label"),
     "cb": ("reweight_warmup_steps", 1, "class weights will not act"),
+    "crt": ("reweight_warmup_steps", 1, "class weights will not act"),
     "ldam_drw": ("reweight_warmup_steps", 1, "class weights and margins will not act"),
 }
 

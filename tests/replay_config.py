@@ -83,6 +83,7 @@ def config_of(recorded):
         rebalance = [name for name in rebalance if name != "distribution_alignment"]
     if "crt" in rebalance:
         changes["source"] = "recording"  # its weights are loaded from there
+        changes["crt_balancing"] = "weights" if recorded.get("class_reweighting") else "batches"
     total_steps = generations * recorded["schedule"].get("length", recorded["max_iterations"] // generations)
     return make_config("paper", dataset="recording", method=method, rebalance=rebalance, total_steps=total_steps,
                        threads=1, device="cpu", channels_last=True, **changes)  # see `replay_outputs.tensor`

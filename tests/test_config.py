@@ -128,9 +128,10 @@ def test_the_estimate_is_trained_like_any_supervised_run():
     assert made.total_steps == 250_000
 
 
-def test_crt_trains_its_head_for_100_000_steps_on_the_schedule_of_supervised_runs():
+def test_crt_trains_its_head_for_100_000_weighted_steps_on_the_schedule_of_supervised_runs():
     made = config(method="supervised", rebalance="crt", source="runs/x")
     assert values(made, "total_steps", "lr", "warmup_steps", "milestones") == (100_000, .1, 2500, (80_000, 90_000))
+    assert values(made, "crt_balancing", "cb_beta", "reweight_warmup_steps") == ("weights", 0.999, 0)
     assert config("cpu", method="supervised", rebalance="crt", source="runs/x").total_steps == 4000
     assert config(method="supervised", rebalance="crt", source="runs/x", total_steps=50).total_steps == 50
 
@@ -528,6 +529,9 @@ def test_all_wrong_values_are_named_at_once():
         ({"warmup_factor": 0.1}, "there is no warm-up"),
         ({"fixed_blend": 0.5, "dist_temperature": 1.0}, "with a fixed_blend no histogram is used"),
         ({"prototypes_from": "student", "ema_train_mode": False}, "the prototypes come from the student"),
+        ({"method": "supervised", "rebalance": "crt", "source": "runs/x", "crt_balancing": "batches", "cb_beta": 0.9},
+         "crt_balancing='batches' weighs no loss"),
+        ({"rebalance": "cb", "crt_balancing": "batches"}, "fixmatch . cb has no such setting"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),
 )
@@ -559,7 +563,7 @@ def another(name, value):
         "queue_sizing": "frequency", "prototypes_from": "student", "precision": "bf16", "resolution": 64,
         "train_resolution": 16, "fixed_blend": 0.5, "eval_images": 77, "reweight_warmup_steps": 12,
         "warmup_steps": 11, "pretrain_steps": 6000, "total_steps": 240_000, "n_generations": 4, "ramp_shape": "exp",
-        "source": "runs/other", "network": "resnet34", "crop": "resized",
+        "source": "runs/other", "network": "resnet34", "crop": "resized", "crt_balancing": "batches",
     }
     if name in special:
         return special[name]
@@ -637,7 +641,13 @@ def test_a_field_that_older_runs_lack_leaves_their_names_as_they_were():
     assert make_config("cpu", dataset="mnist5k", method="fixmatch").run_name() == "mnist5k-fixmatch-s0-09bfb4a0"
     made = make_config(dataset="stl10", method="remixmatch", rebalance="crest")
     assert made.run_name() == "stl10-remixmatch-crest-s0-b76d03ee"
-    assert not set(YOUNGER) & set(made.identity()) and set(YOUNGER) <= set(aves(compile=True).identity())
+    crt = {"method": "supervised", "rebalance": "crt", "source": "runs/cpu_study/mnist5k-supervised-s0-96bceb88"}
+    crt |= {"n_val": 400, "lr": 0.1, "total_steps": 1000, "unlabeled": "equal"}
+    batches = make_config("cpu", dataset="mnist5k", **crt, crt_balancing="batches")
+    assert batches.run_name() == "mnist5k-supervised-crt-s0-912d3df8"
+    assert not set(YOUNGER) & {*made.identity(), *batches.identity()}
+    weights = make_config("cpu", dataset="mnist5k", **crt)
+    assert set(YOUNGER) <= {*aves(compile=True).identity(), *weights.identity()}
 
 
 def test_naming_a_value_that_the_preset_has_makes_no_other_run():

@@ -115,11 +115,26 @@ def test_crt_evaluates_the_network_itself_and_says_what_it_came_from(dataset, fi
     assert record["taken"] == {"source": hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()}
 
 
-def test_crt_draws_the_classes_nearly_alike_though_the_tail_has_a_quarter_of_the_head(dataset, finished):
-    """Weights .001 / (1 - .999^N) are nearly 1 / N for N <= 12, so each class has nearly a quarter of the rows."""
-    source = str(finished(method="supervised", rebalance=""))
+def test_crt_weighs_rows_by_effective_numbers_from_the_first_step_on_batches_as_of_any_supervised_run(dataset):
+    """Counts 12, 7, 4, 3 and beta .999: weights nearly 1 / N, scaled to sum to four; the mean is over rows."""
     data = load_data(dataset)
-    _, batches = make_training(tiny_config(dataset, **CRT, source=source, total_steps=1500), data)
+    training, batches = make_training(tiny_config(dataset, **CRT, source="runs/any"), data)
+    _, plain = make_training(tiny_config(dataset, method="supervised", rebalance=""), data)
+    assert all(torch.equal(batches.labeled_rows(t), plain.labeled_rows(t)) for t in range(6))
+    per_image = torch.tensor([(1 - 0.999) / (1 - 0.999**n) for n in (12, 7, 4, 3)], dtype=torch.float64)
+    logits, y = torch.randn(8, 4, dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1, 2, 3, 3])
+    want = (4 * per_image / per_image.sum())[y] * torch.nn.functional.cross_entropy(logits, y, reduction="none")
+    torch.testing.assert_close(training.rebalance.labeled_loss(logits, y, 0), want.mean(), rtol=1e-6, atol=0)
+    aware, _ = make_training(tiny_config(dataset, **CRT, source="runs/any", crt_balancing="batches"), data)
+    torch.testing.assert_close(aware.rebalance.labeled_loss(logits, y, 0),
+                               torch.nn.functional.cross_entropy(logits, y))
+
+
+def test_batches_of_crt_draw_the_classes_nearly_alike_though_the_tail_has_a_quarter_of_the_head(dataset):
+    """Weights .001 / (1 - .999^N) are nearly 1 / N for N <= 12, so each class has nearly a quarter of the rows."""
+    data = load_data(dataset)
+    config = tiny_config(dataset, **CRT, source="runs/any", crt_balancing="batches", total_steps=1500)
+    _, batches = make_training(config, data)
     rows = torch.stack([batches.labeled_rows(t) for t in range(1500)])
     counts = torch.tensor([12, 7, 4, 3])
     weights = class_aware_weights(counts, 0.999)
@@ -130,9 +145,6 @@ def test_crt_draws_the_classes_nearly_alike_though_the_tail_has_a_quarter_of_the
     expected = class_aware_rows(batches.y, weights, batch_size=4, step=7, seed=0)
     assert torch.equal(rows[7], expected)
     assert torch.equal(batches.at(7)[0].y, batches.y[expected])
-    plain = make_training(tiny_config(dataset, method="supervised", rebalance=""), data)[1]
-    rows = torch.stack([plain.labeled_rows(t) for t in range(6)]).flatten()
-    assert len(rows.unique()) == 24  # without cRT no image comes twice in an epoch
 
 
 def test_the_place_of_the_source_makes_no_other_run(dataset):

@@ -47,7 +47,6 @@ class Rebalancer:
 # What a line may need of the trainer.
 NEEDS = {
     "source": "starts from the trained network of another run, of which only the head is trained",
-    "class_aware": "samples the labeled images with class-balanced weights",
     "unlabeled_counts": "aims at the class counts of the unlabeled images, hidden, known or estimated",
     "generations": "starts afresh several times",
 }
@@ -57,6 +56,12 @@ TRAINED = frozenset(LEARNERS) - {"distribution_estimate"}
 NO_LABELS = "it corrects pseudo-labels, and there are none"
 PLAIN_ESTIMATE = "the estimate comes from plain supervised training"
 CREST_SETTINGS = ("n_generations", "crest_alpha")
+
+
+def _build_crt(population, feat_dim, cb_beta, reweight_warmup_steps, crt_balancing):
+    if crt_balancing == "batches":
+        return Part()  # `dasolib.batches` samples, and the loss is plain cross-entropy
+    return ClassBalanced(population.labeled, beta=cb_beta, warmup_steps=reweight_warmup_steps)
 
 
 def _build_crest_plus(population, feat_dim, n_generations, crest_alpha, crest_t_min, alignment_window):
@@ -93,11 +98,12 @@ REBALANCERS = {
         roles=("labeled_loss",),
     ),
     "crt": Rebalancer(
-        lambda population, feat_dim: Part(),  # nothing of it happens within a step
+        _build_crt,
+        settings=("cb_beta", "reweight_warmup_steps", "crt_balancing"),
         learners=frozenset({"supervised"}),
         refusal="it trains a new head on labeled images alone; name a run of this method as source instead",
         roles=("labeled_loss",),
-        needs=("source", "class_aware"),
+        needs=("source",),
     ),
     "distribution_alignment": Rebalancer(
         lambda population, feat_dim, alignment_temperature, alignment_window: DistributionAlignment(
