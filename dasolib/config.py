@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dasolib.methods import LEARNERS
 from dasolib.rebalance import REBALANCERS, check_combination, parse_rebalance
@@ -67,7 +76,7 @@ class Config(BaseModel):
     warmup_steps: int = Field(ge=0)
     warmup_factor: float = Field(ge=0, le=1)  # of the learning rate at step 0
     warmup_shape: Literal["linear", "constant"]
-    milestones: tuple[int, ...]  # steps of the multistep schedule
+    milestones: tuple[NonNegativeInt, ...]  # steps of the multistep schedule; never reached beyond a generation's end
     lr_decay: float = Field(gt=0, le=1)  # factor at each milestone
     cosine_ratio: float = Field(gt=0)
     ema_decay: float = Field(ge=0, lt=1)  # largest decay of the moving average
@@ -158,8 +167,6 @@ class Config(BaseModel):
         if self.total_steps % self.generations:
             raise ValueError(f"total_steps={self.total_steps} must be divisible by n_generations={self.n_generations}; "
                              f"the next such length is {-(-self.total_steps // self.generations) * self.generations}")
-        if any(not 0 <= milestone < self.generation_steps for milestone in self.milestones):
-            raise ValueError(f"milestones={self.milestones} must be steps in 0..{self.generation_steps - 1}")
         if self.n1 is None:
             for name in ("m1", "gamma_l", "gamma_u"):
                 value = getattr(self, name)
@@ -297,6 +304,7 @@ SPLITS = {
     "mnist5k": {"n1": 60, "m1": 300, "gamma_l": 30, "n_val": 0, "unlabeled": "reversed", "flip": False},
 } | dict.fromkeys(("semi_aves", "semi_aves_unknown"), {
     "unlabeled": "unknown", "resolution": 256, "train_resolution": 224, "crop": "resized", "network": "resnet34",
+    "n_generations": 3, "crest_alpha": 1 / 0.7,
 })
 SEMI_AVES = {"semi_aves": 26_640, "semi_aves_unknown": 26_640 + 122_208}  # unlabeled images, which make an epoch
 SEMI_AVES_LABELED, SEMI_AVES_EPOCHS = 5959, 90
@@ -397,25 +405,25 @@ def semi_aves_steps(dataset, method, batch_size, mu):
     return SEMI_AVES_EPOCHS * max(1, round(SEMI_AVES_LABELED / batch_size))
 
 
-def semi_aves_settings(method, total_steps, n_generations):
-    """Return what Semi-Aves changes in the paper's settings: another optimiser, and periods in epochs.
+def semi_aves_settings(method, total_steps):
+    """Return what Semi-Aves changes in the paper's settings: another optimizer, and periods in epochs.
 
     Published are batch sizes, rates, decays, the EMA's decay, 90 epochs, 5 of them for warm-up, a tenth of the rate
-    after 30 and 60, DASO's start after 20 and its histogram anew in each. An epoch is a ninetieth of `total_steps`
-    here, so that shorter runs keep these shares, and of CReST's a ninetieth of a generation: nobody has published what
-    becomes of them there, and the schedule is scaled to a generation as on the other data sets. Nor is the rest
-    published: the warm-up starts at 0; evaluations are one epoch apart; ABC counts such epochs; everything in steps
-    else stays as it is. Nor how images are prepared: ours are held as central squares of 256 pixels, crops are parts of
-    those, the test sees all of them at 224 pixels,
-    and strong views have RandAugment and Cutout as on the other data sets.
+    after 30 and 60, an evaluation after each, DASO's start after 20 and its histogram anew in each; of CReST 3
+    generations of 30 epochs, with a selection exponent of 0.7 and a warm-up of 5 epochs in each generation. An epoch is
+    a ninetieth of `total_steps` here, so that shorter runs keep these shares. The rate inside a generation is not
+    printed: milestones count epochs of the generation, as in the published scheduler, so that one of 30 epochs never
+    drops. Ours are the start of the warm-up at 0, ABC's count of such epochs, and the preparation of images: they are
+    held as central squares of 256 pixels, crops are parts of those, the test sees all of them at 224 pixels, and strong
+    views have RandAugment and Cutout as on the other data sets. Whatever else is in steps stays as it is.
 
     Examples
     --------
-    >>> {name: semi_aves_settings("fixmatch", 1890, 1)[name] for name in ("milestones", "pretrain_steps")}
+    >>> {name: semi_aves_settings("fixmatch", 1890)[name] for name in ("milestones", "pretrain_steps")}
     {'milestones': (630, 1260), 'pretrain_steps': 420}
     """
     def epochs(n):
-        return total_steps * n // (SEMI_AVES_EPOCHS * n_generations)
+        return total_steps * n // SEMI_AVES_EPOCHS
 
     epoch = max(1, epochs(1))
     return {
@@ -478,7 +486,7 @@ def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_
     method, rebalance, seed
         As in `Config`; `rebalance` may be a comma-separated string.
     total_steps, threads : int, optional
-        Default: the preset's length, and the number of CPU cores this process may use.
+        Default: the preset's length (in whole generations), and the number of CPU cores this process may use.
     device : str
         ``auto`` takes a GPU if there is one.
     **changes
@@ -513,17 +521,19 @@ def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_
         choices = ", ".join(Config.model_fields)
         raise ValueError(f"{unknown[0]}={changes[unknown[0]]!r}: no such setting; choose from {choices}")
     name = dataset_name(dataset)
+    given = SPLITS.get(name, {}) | changes
+    restarts = any("generations" in REBALANCERS[part].needs for part in rebalance)
+    n_generations = _count(given, "n_generations", 5) if restarts else 1
     if total_steps is None:
         total_steps = PRESETS[preset]
         if preset == "paper" and name in SEMI_AVES:
             total_steps = semi_aves_steps(name, method, _count(changes, "batch_size", 256), _count(changes, "mu", 5))
         total_steps = total_steps * (2 if "crt" in rebalance else 5) // 5  # a new head takes 100,000 in the paper
-    restarts = any("generations" in REBALANCERS[part].needs for part in rebalance)
-    n_generations = _count(changes, "n_generations", 5) if restarts else 1
+        total_steps = max(total_steps - total_steps % n_generations, n_generations)
     settings = paper_settings(name, method, rebalance, total_steps)
-    settings |= semi_aves_settings(method, total_steps, n_generations) if name in SEMI_AVES else {}
+    settings |= semi_aves_settings(method, total_steps) if name in SEMI_AVES else {}
     settings |= cpu_settings(method, total_steps) if preset == "cpu" else {}
-    settings |= SPLITS.get(name, {}) | changes
+    settings |= given
     if "gamma_u" not in settings:
         settings["gamma_u"] = {"uniform": 1.0, "unknown": None}.get(settings["unlabeled"], settings["gamma_l"])
     if "dist_temperature" not in settings:

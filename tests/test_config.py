@@ -23,6 +23,7 @@ from dasolib.config import (
 )
 from dasolib.methods import LEARNERS
 from dasolib.rebalance import REBALANCERS
+from dasolib.schedules import lr_at
 from tests.test_methods import LEGAL, label
 
 DASO = {"dataset": "cifar10", "method": "fixmatch", "rebalance": "daso"}
@@ -270,10 +271,20 @@ def test_other_batches_make_other_epochs_and_another_length_keeps_the_shares():
     assert values(aves(total_steps=2), "pretrain_steps", "refresh_steps", "eval_steps") == (1, 1, 1)
 
 
-def test_on_semi_aves_a_generation_of_crest_has_the_whole_schedule_and_ninety_evaluations():
-    made = aves(rebalance="crest_plus")
-    assert made.total_steps == 1890 and made.generation_steps == 378
-    assert values(made, "milestones", "warmup_steps", "eval_steps") == ((126, 252), 21, 4)
+@pytest.mark.parametrize("rebalance", ["crest", "crest_plus"])
+def test_on_semi_aves_crest_has_three_generations_of_thirty_epochs_in_which_the_rate_never_drops(rebalance):
+    made = aves(rebalance=rebalance)
+    assert values(made, "generations", "generation_steps", "eval_steps", "warmup_steps") == (3, 630, 21, 105)
+    assert 1 / made.crest_alpha == pytest.approx(0.7)
+    schedule = {name: getattr(made, name) for name in ("lr", "schedule", "warmup_steps", "milestones", "lr_decay")}
+    rates = [lr_at(t, total_steps=made.generation_steps, **schedule) for t in range(made.generation_steps)]
+    assert rates[105:] == [0.04] * 525 and rates[:105] == pytest.approx([0.04 * t / 105 for t in range(105)])
+    assert config(rebalance=rebalance).crest_alpha == 3  # elsewhere
+
+
+def test_a_preset_has_whole_generations():
+    assert values(aves("cpu", rebalance="crest"), "total_steps", "generation_steps") == (9999, 3333)
+    assert config(rebalance="crest", n_generations=7).total_steps == 35_714 * 7
 
 
 @pytest.mark.parametrize("combination", LEGAL, ids=label)
@@ -342,11 +353,12 @@ def test_shares_of_a_run_at_cpu_scale_are_those_of_the_paper():
     assert config("cpu", method="remixmatch", rebalance="crest", n_generations=2).ramp_steps == 80
 
 
-def test_milestones_must_lie_within_a_generation():
-    changes = {"rebalance": "crest", "total_steps": 100, "schedule": "multistep", "lr_decay": 0.1}
-    assert config("cpu", **changes, milestones=(19,)).milestones == (19,)
-    with pytest.raises(ValueError, match=r"milestones=\(19, 20\) must be steps in 0..19"):
-        config("cpu", **changes, milestones=(19, 20))
+def test_milestones_may_lie_beyond_the_end_of_a_generation_or_run_but_not_before_its_start():
+    changes = {"total_steps": 100, "schedule": "multistep", "lr_decay": 0.1}
+    for rebalance in ("crest", ""):
+        assert config("cpu", **changes, rebalance=rebalance, milestones=(19, 20, 100)).milestones == (19, 20, 100)
+    with pytest.raises(ValueError, match=r"milestones.1=-1: .* greater than or equal to 0"):
+        config("cpu", **changes, milestones=(19, -1))
 
 
 def test_a_source_is_refused_where_darp_counts_the_hidden_labels():
@@ -757,11 +769,6 @@ def test_a_method_that_never_starts_is_warned_about(method, rebalance, changes, 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(**{name: value - 1 for name, value in changes.items()})
-
-
-def test_milestones_outside_the_run_are_refused():
-    with pytest.raises(ValueError, match=r"milestones=\(8, 10\) must be steps in 0..9"):
-        make_config("cpu", dataset="cifar10", method="supervised", total_steps=10, milestones=(8, 10))
 
 
 def test_a_method_that_is_no_text_is_refused():
