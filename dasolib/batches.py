@@ -237,8 +237,10 @@ class Batches:
             draws = resample.draw_resized_crop(n, height, width, generator=generator, flip=flip)
             images = resample.resized_crop(images, draws, resolution or height, resolution or width)
             flip, pad = False, 0  # both are done
-        elif self.learner.rotates and resolution is not None:
-            images = resample.resize(images, resolution)
+        elif kind == "strong" and self.learner.rotates and resolution is not None:
+            draws = augment.draw_weak(len(images), generator=generator, flip=flip)
+            images = resample.resize(augment.weak_view(images, draws), resolution)
+            flip, pad = False, 0
         n, _, height, width = images.shape
         if kind == "weak":
             draws = augment.draw_weak(n, generator=generator, flip=flip, pad=pad)

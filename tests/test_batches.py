@@ -333,22 +333,35 @@ def test_batches_are_resized_after_augmentation(resolution):
 
 
 @pytest.mark.parametrize("kind", ["weak", "strong"])
-def test_remixmatch_resizes_before_it_augments_and_the_others_after(kind):
-    """A crop by up to 4 pixels, and a square of 17, are another share of 8 pixels than of 12."""
-    for method, first in (("remixmatch", True), ("fixmatch", False), ("mixmatch", False)):
-        batches = make_batches(textured_data(), resolution=8, method=method, rebalance="", train_resolution=8)
-        images, generator = batches.u[:6], host_generator(0, "view name", 3)
-        images = resample.resize(images, 8) if first else images
-        if kind == "weak":
-            images = augment.weak_view(images, augment.draw_weak(6, generator=generator, flip=False))
-        else:
-            side = 8 if first else 12
-            draws = augment.draw_strong(6, side, side, generator=generator, flip=False)
-            images = augment.strong_view(images, draws)
-        images = images if first else resample.resize(images, 8)
-        got = batches.view(batches.u[:6], kind, "name", 3)
-        assert got.shape == (6, 1, 8, 8)
-        torch.testing.assert_close(got, images.float())
+@pytest.mark.parametrize("method", ["remixmatch", "fixmatch", "mixmatch"])
+def test_images_are_flipped_and_cropped_before_they_are_resized_and_strong_ones_of_remixmatch_distorted_after(method,
+                                                                                                            kind):
+    """A crop by up to 4 pixels, and a square of 17, are another share of 24 pixels than of 48."""
+    batches = make_batches(resolution=24, method=method, rebalance="", flip=True, train_resolution=24)
+    images, generator = textured_data().x_train.view(-1, 1, 48, 48), host_generator(0, "view name", 3)
+    n = len(images)
+    if kind == "strong" and method != "remixmatch":
+        draws = augment.draw_strong(n, 48, 48, generator=generator)
+        want = resample.resize(augment.strong_view(images, draws), 24)
+    else:
+        want = resample.resize(augment.weak_view(images, augment.draw_weak(n, generator=generator)), 24)
+    if kind == "strong" and method == "remixmatch":
+        want = augment.strong_view(want, augment.draw_strong(n, 24, 24, generator=generator, flip=False, pad=0), pad=0)
+    torch.testing.assert_close(batches.view(images, kind, "name", 3), want.float())
+
+
+@pytest.mark.parametrize("method", ["remixmatch", "fixmatch"])
+@pytest.mark.parametrize("axis", [2, 3])
+def test_crops_of_stl10_move_by_four_of_its_96_pixels(method, axis):
+    """On a ramp the two middle rows or columns of a view show where its center was: 43.5 to 51.5, mirrored or not."""
+    ramp = torch.arange(96, dtype=torch.uint8).view(1, 1, *([96, 1] if axis == 2 else [1, 96])).expand(160, 1, 96, 96)
+    data = ImageData(**vars(toy_data()) | {"x_train": ramp.contiguous()})
+    batches = make_batches(data, resolution=32, method=method, rebalance="", flip=True, train_resolution=32)
+    names = ["labeled", *(name for name, kind in batches.kinds.items() if kind == "weak")]
+    for name in names:
+        centers = torch.cat([batches.view(batches.u, "weak", name, t).narrow(axis, 15, 2).mean(dim=(1, 2, 3))
+                             for t in range(10)])
+        assert centers.round(decimals=2).unique().tolist() == [43.5 + shift for shift in range(9)]
 
 
 def test_without_a_training_resolution_remixmatch_leaves_the_size_as_it_is():
@@ -358,7 +371,7 @@ def test_without_a_training_resolution_remixmatch_leaves_the_size_as_it_is():
 
 @pytest.mark.parametrize("method", ["fixmatch", "remixmatch"])
 @pytest.mark.parametrize("kind", ["weak", "strong"])
-@pytest.mark.parametrize("resolution", [8, None])
+@pytest.mark.parametrize("resolution", [24, None])
 def test_resized_crops_stand_in_for_flip_and_padded_crop_and_come_first(kind, method, resolution):
     """RandAugment and Cutout act on the resized part of the image, for ReMixMatch as for all others."""
     batches = make_batches(textured_data(), method=method, rebalance="", crop="resized", flip=True,

@@ -20,7 +20,7 @@ class Learner:
     heads: dict[str, int] = field(default_factory=dict)  # further heads of the network and their outputs
     memory: Callable | None = None  # (counts (K,), feat_dim) -> nn.Module that labels, and `step` gets as ``memory``
     aligns: bool = False  # whether distribution alignment is a setting of its own, ``alignment``
-    rotates: bool = False  # whether it turns images, which must then be square; they are resized before augmentation
+    rotates: bool = False  # whether it turns images, then square; strong views are resized before RandAugment, Cutout
     estimates: bool = False  # whether a run of it estimates the class counts of the unlabeled images
     no_effect: dict[str, str] = field(default_factory=dict)  # settings of re-balancing methods it has no use for: why
 
