@@ -191,6 +191,10 @@ class Config(BaseModel):
         if self.needs("source") and self.source is None:
             raise ValueError("source=None: rebalance='crt' starts from a trained network; give the folder of a "
                              "finished run as source")
+        from_student = "daso" in self.rebalance and self.prototypes_from == "student"
+        if from_student and "see_feats" not in LEARNERS[self.method].asks:
+            raise ValueError(f"prototypes_from='student' with method={self.method!r}: its passes show labeled images "
+                             "only mixed; choose prototypes_from='ema'")
         if "daso" in self.rebalance and self.fixed_blend is None and self.pretrain_steps < self.refresh_steps:
             raise ValueError(
                 f"pretrain_steps={self.pretrain_steps} is smaller than refresh_steps={self.refresh_steps}: blending "
@@ -259,6 +263,8 @@ class Config(BaseModel):
             unused |= dict.fromkeys(("cb_beta", "reweight_warmup_steps"), "crt_balancing='batches' weighs no loss")
         if self.fixed_blend is not None:
             unused["dist_temperature"] = "with a fixed_blend no histogram is used"
+        if self.queue_sizing == "frequency":
+            unused["queue_size"] = "queue_sizing='frequency' sizes queues by the labeled images of their class"
         if self.prototypes_from == "student":
             unused["ema_train_mode"] = "the prototypes come from the student"
         unused.pop("total_steps", None)  # whoever names it as a setting, every run has a length

@@ -5,6 +5,8 @@ from torch import nn
 
 from dasolib.pseudo_labels import one_hot
 
+QUEUE_RATIO = 5  # queues by frequency keep so many features for each labeled image of their class
+
 
 class PrototypeBank(nn.Module):
     """For each class a queue of its latest labeled features, and their mean.

@@ -550,7 +550,7 @@ MUTATIONS = {
         histogram_renewed_a_step_early: "step0/out/pseudo_label_counts",
         histogram_that_is_never_emptied: "step1/out/pseudo_labels_pending",
         change_configuration(ema_train_mode=False): "step0/out/prototypes",
-        change_configuration(prototypes_from="student"): "step0/out/model_l2",  # its buffers move
+        change_configuration(prototypes_from="student"): "step0/out/prototypes",
         buffers_left_out_of_the_average: "step0/out/ema_l2",
         buffers_copied_into_the_average: "step1/out/ema_l2",
         average_updated_with_the_decay_of_the_next_step: "step0/out/ema_l2",

@@ -541,6 +541,7 @@ def test_all_wrong_values_are_named_at_once():
         ({"warmup_factor": 0.1}, "there is no warm-up"),
         ({"fixed_blend": 0.5, "dist_temperature": 1.0}, "with a fixed_blend no histogram is used"),
         ({"prototypes_from": "student", "ema_train_mode": False}, "the prototypes come from the student"),
+        ({"queue_sizing": "frequency", "queue_size": 64}, "queue_sizing='frequency' sizes queues by the labeled"),
         ({"method": "supervised", "rebalance": "crt", "source": "runs/x", "crt_balancing": "batches", "cb_beta": 0.9},
          "crt_balancing='batches' weighs no loss"),
         ({"rebalance": "cb", "crt_balancing": "batches"}, "fixmatch . cb has no such setting"),
@@ -606,6 +607,9 @@ def test_every_setting_changes_the_name_or_is_refused(combination):
         if name in without_effect:
             refused += 1
             with pytest.raises(ValueError, match=f"{name}=.* would change nothing: {re.escape(without_effect[name])}"):
+                make_config(**base | {name: new})
+        elif name == "prototypes_from" and "see_feats" not in LEARNERS[plain.method].asks:
+            with pytest.raises(ValueError, match="prototypes_from='student' with method="):
                 make_config(**base | {name: new})
         elif name == "source" and "darp" in plain.rebalance:
             # Where the class counts were found is no part of a run; what they are is, in the record of its folder.

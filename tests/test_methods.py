@@ -67,6 +67,8 @@ def tiny_config(method, rebalance=(), **changes):
         settings |= {"threshold": 0.4}  # so that some of a fresh network's labels count
     for name, acting in ACTING.items():
         settings |= acting if name in rebalance else {}
+    if changes.get("queue_sizing") == "frequency":
+        settings.pop("queue_size")
     return make_config("cpu", dataset="random", method=method, rebalance=rebalance, device="cpu",
                        **settings | changes)
 

@@ -145,7 +145,6 @@ VARIANTS = [
     (("fixmatch", ("daso",)), {"channels_last": True}),
     (("fixmatch", ("daso", "abc")), {"fixed_blend": 0.5}),
     (("mean_teacher", ("daso",)), {"fixed_blend": 0.5}),
-    (("mixmatch", ("daso",)), {"prototypes_from": "student"}),
     (("mixmatch", ()), {"sharpen_temperature": 1.0, "ramp_shape": "exp"}),
     (("remixmatch", ()), {"alignment": False}),
     (("remixmatch", ("daso",)), {"alignment": False}),

@@ -113,7 +113,7 @@ def test_a_part_that_says_nothing_does_nothing():
     assert part.refine(before, None, None, 0) is before
     assert part.confident(probs, 0.5) is None
     assert part.extra_losses(None, None, {}, before, 0) == {}
-    assert part.see_labeled(None, None, None, None) is None and part.see_feats(None, None) is None
+    assert part.see_labeled(None, None, None, None) is None and part.see_feats(None, None, "ema") is None
     assert part.end_step(before, 0) is None
     assert part.select(probs) is None and part.carry_over(Part()) is None
     assert not part.uses_feats
@@ -344,18 +344,18 @@ def test_alignment_of_weight_zero_is_no_term():
     ("counts", "length", "sizing", "want"),
     [
         ([6, 2], 4, "balanced", [4, 4]),
-        ([6, 2], 4, "frequency", [6, 2]),
-        ([97, 2, 1], 10, "frequency", [29, 1, 1]),  # .6 and .3 of a place become 1
-        ([5, 5, 5], 7, "frequency", [7, 7, 7]),
+        ([6, 2], 4, "frequency", [30, 10]),
     ],
 )
-def test_queues_are_equally_long_or_share_the_total_by_frequency(counts, length, sizing, want):
+def test_queues_are_equally_long_or_five_times_as_long_as_their_class(counts, length, sizing, want):
     assert daso_queue_sizes(counts, length, sizing) == want
 
 
 def test_queues_sized_by_frequency_reach_the_bank():
-    config = tiny_config("fixmatch", "daso", queue_size=20, queue_sizing="frequency")
-    assert build_rebalance(config, population(config), 64).parts["daso"].bank.queue_sizes.tolist() == [36, 18, 6]
+    config = tiny_config("fixmatch", "daso", queue_sizing="frequency")
+    given = population(config)
+    sizes = build_rebalance(config, given, 64).parts["daso"].bank.queue_sizes
+    assert torch.equal(sizes, 5 * given.labeled)
 
 
 # --- whose features are queued ---------------------------------------------------------------------------------------
@@ -392,11 +392,23 @@ def test_prototypes_come_from_the_average_in_the_mode_asked_for(train_mode):
     assert not torch.allclose(daso.bank.prototypes, other, atol=1e-2)
 
 
-def test_prototypes_come_from_the_student_if_asked_for():
-    daso, student, _, x, moved = see_labeled(prototypes_from="student")
-    assert moved == [True, False]
-    torch.testing.assert_close(daso.bank.prototypes, student.features(x).detach())
-    assert daso.bank.lengths().tolist() == [1, 1, 1]
+def test_prototypes_of_the_student_come_from_the_joint_pass_and_move_buffers_no_second_time():
+    config = tiny_config("fixmatch", "daso", prototypes_from="student", pretrain_steps=2)
+    training, _ = train(config, 1)
+    before = copy.deepcopy(training.rebalance.parts["daso"].bank)
+    batch = random_batch(config, 1)
+    out = training.learner_step(training.net, training.ema, batch, training.rebalance, t=1)
+    before.push(out.views["labeled"].feats.detach(), batch.y)
+    assert torch.equal(before.prototypes, training.rebalance.parts["daso"].bank.prototypes)
+    for net, n_passes in ((training.net, 2), (training.ema.model, 1)):  # the average took over those of step 0
+        assert {int(value) for name, value in net.named_buffers() if name.endswith("num_batches_tracked")} == {n_passes}
+
+
+def test_learners_whose_passes_show_no_labeled_image_unmixed_have_no_prototypes_of_the_student():
+    for method in ("mixmatch", "remixmatch"):
+        with pytest.raises(ValueError, match=f"prototypes_from='student' with method='{method}': .*; choose "
+                                             "prototypes_from='ema'"):
+            tiny_config(method, "daso", prototypes_from="student")
 
 
 def test_state_of_daso_goes_on_after_a_restore_as_without():
@@ -413,7 +425,8 @@ def test_state_of_daso_goes_on_after_a_restore_as_without():
 
 def test_features_seen_by_the_teacher_fill_the_queues_like_those_of_an_own_pass():
     daso = make_daso()
-    Rebalance({"la": LogitAdjustment(COUNTS, tau=1.0), "daso": daso}).see_feats(2 * torch.eye(3)[:1], torch.tensor([0]))
+    Rebalance({"la": LogitAdjustment(COUNTS, tau=1.0), "daso": daso}).see_feats(2 * torch.eye(3)[:1], torch.tensor([0]),
+                                                                                      "ema")
     torch.testing.assert_close(daso.bank.prototypes[0], torch.tensor([1.5, 0.0, 0.0]))
     assert Rebalance({"daso": daso}).uses_feats
 

@@ -53,7 +53,7 @@ LEARNERS = {
         settings=("pretrain_steps", "similarity_threshold", "lambda_u", "lambda_mi"),
     ),
     "fixmatch": Learner(
-        fixmatch.step, (*PSEUDO_LABELED, "see_labeled", "confident", "extra_losses"), fixmatch.VIEWS,
+        fixmatch.step, (*PSEUDO_LABELED, "see_labeled", "see_feats", "confident", "extra_losses"), fixmatch.VIEWS,
         settings=("threshold", "lambda_u"),
     ),
 }

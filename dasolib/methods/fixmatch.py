@@ -28,6 +28,7 @@ def step(net, ema, batch, rebalance, *, t, threshold, lambda_u):
     """
     rebalance.see_labeled(net, ema, batch.x, batch.y)
     labeled, weak, strong = forward_views(net, batch.x, batch.views["weak"], batch.views["strong"])
+    rebalance.see_feats(labeled.feats.detach(), batch.y, "student")
     labels = rebalance.refine(weak.logits.detach().softmax(dim=-1), weak.feats.detach(), batch.index, t)
     target, mask, row_weight = rebalance.confident(labels.final, threshold)
     views = {"labeled": labeled, "weak": weak, "strong": strong}

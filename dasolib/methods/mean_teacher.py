@@ -31,7 +31,7 @@ def step(net, ema, batch, rebalance, *, t, lambda_u, ramp_steps, ramp_shape):
     with torch.no_grad():
         if rebalance.uses_feats:  # the teacher's one pass also gives the labeled features
             shown, teacher = forward_views(ema.model, batch.x, batch.views["teacher"])
-            rebalance.see_feats(shown.feats, batch.y)
+            rebalance.see_feats(shown.feats, batch.y, "ema")
         else:
             (teacher,) = forward_views(ema.model, batch.views["teacher"])
     labeled, student = forward_views(net, batch.x, batch.views["student"])

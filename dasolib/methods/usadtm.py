@@ -5,11 +5,10 @@ import torch
 from dasolib.losses import cross_entropy, mutual_information_triplet_loss
 from dasolib.methods.step import StepOutput
 from dasolib.models import forward_views
-from dasolib.prototypes import PrototypeBank
+from dasolib.prototypes import QUEUE_RATIO, PrototypeBank
 from dasolib.pseudo_labels import PseudoLabels, confident_labels, semantic_logits
 
 VIEWS = {"identity": "plain", "weak": "weak", "strong": "strong"}
-QUEUE_RATIO = 5  # labeled features kept of each class, as a multiple of its images
 
 
 class Memory(PrototypeBank):

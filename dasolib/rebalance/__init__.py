@@ -320,10 +320,10 @@ class Rebalance(nn.Module):
         for part in self.parts.values():
             part.see_labeled(net, ema, x, y)
 
-    def see_feats(self, feats, y):
-        """Show labeled features and their classes, where the base learner's own pass gives them."""
+    def see_feats(self, feats, y, encoder):
+        """Show labeled features of "student" or "ema" and their classes, where the learner's own pass gives them."""
         for part in self.parts.values():
-            part.see_feats(feats, y)
+            part.see_feats(feats, y, encoder)
 
     @torch.no_grad()
     def refine(self, probs, feats, index, t, *, temperature=1, update=True):

@@ -3,32 +3,29 @@
 import torch
 
 from dasolib.losses import cross_entropy
-from dasolib.prototypes import PrototypeBank
+from dasolib.prototypes import QUEUE_RATIO, PrototypeBank
 from dasolib.pseudo_labels import blend, blend_weights, count_classes, semantic_logits
 from dasolib.rebalance.part import Part
 
 
 def daso_queue_sizes(counts, length, sizing):
-    """Queue length of each class: `length` for all (``balanced``), or the same total shared out by class frequency.
+    """Queue length of each class: `length` for all (``balanced``), or five times its labeled images (``frequency``).
 
     Parameters
     ----------
     counts : sequence of K int
         Labeled images of each class.
     length : int
-        L, per class; 256 in the paper.
+        L, per class; 256 in the paper. Only for ``balanced``.
     sizing : {"balanced", "frequency"}
-        ``frequency`` is the paper's ablation; a rare class keeps a queue of at least 1.
+        ``frequency`` is the paper's ablation ("bal." off in table 7).
 
     Examples
     --------
     >>> daso_queue_sizes([6, 2], 4, "balanced"), daso_queue_sizes([6, 2], 4, "frequency")
-    ([4, 4], [6, 2])
+    ([4, 4], [30, 10])
     """
-    if sizing == "balanced":
-        return [length] * len(counts)
-    total = length * len(counts)
-    return [max(1, round(total * float(n) / float(sum(counts)))) for n in counts]
+    return [length] * len(counts) if sizing == "balanced" else [QUEUE_RATIO * n for n in counts]
 
 
 class Daso(Part):
@@ -55,7 +52,8 @@ class Daso(Part):
     lambda_align : float
         Weight of the semantic alignment loss; 0 leaves the term out.
     prototypes_from : {"ema", "student"}
-        Whose encoder gives the queued features, in a pass over the labeled images alone.
+        Whose encoder gives the queued features: the moving average, in a pass over the labeled images alone, or the
+        network itself, in the joint pass of the step.
     ema_train_mode : bool
         True, as published: the pass of the EMA network normalises with the labeled batch's statistics and moves its
         BatchNorm buffers. False: it uses the buffers and leaves them.
@@ -86,13 +84,14 @@ class Daso(Part):
 
     @torch.no_grad()
     def see_labeled(self, net, ema, x, y):
-        """Queue the features of the labeled images and renew the prototypes."""
-        encoder = net if self.prototypes_from == "student" else ema.model.train(self.ema_train_mode)
-        self.see_feats(encoder.features(x), y)
+        """Queue the moving average's features of the labeled images and renew the prototypes."""
+        if self.prototypes_from == "ema":
+            self.bank.push(ema.model.train(self.ema_train_mode).features(x), y)
 
-    def see_feats(self, feats, y):
-        """Queue labeled features (B, feat_dim) and renew the prototypes."""
-        self.bank.push(feats, y)
+    def see_feats(self, feats, y, encoder):
+        """Queue labeled features (B, feat_dim) and renew the prototypes, if they come from this encoder."""
+        if self.prototypes_from == encoder:
+            self.bank.push(feats, y)
 
     def refine(self, labels, feats, index, t, *, update=True):
         """Blend the semantic pseudo-labels of weak features (n, feat_dim) into `labels`, from step P on."""

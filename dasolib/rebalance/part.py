@@ -41,8 +41,11 @@ class Part(nn.Module):
     def see_labeled(self, net, ema, x, y):
         """Look at the labeled images (B, C, H, W) and classes (B,) before the step's own pass."""
 
-    def see_feats(self, feats, y):
-        """Look at labeled features (B, feat_dim) and classes (B,), from a base learner that has them anyway."""
+    def see_feats(self, feats, y, encoder):
+        """Look at labeled features (B, feat_dim) and classes (B,), from a base learner that has them anyway.
+
+        `encoder` says whose they are: "student", or "ema" for those of the moving average.
+        """
 
     def align(self, probs, *, update=True):
         """Probabilities (n_unlabeled, K) as the head gives them -> probabilities, before they are sharpened."""
