@@ -28,7 +28,7 @@ from dasolib.schedules import SCHEDULES
 SCHEMA = 1  # of the run folder; raised when its files change in meaning
 NOT_IDENTITY = ("threads", "device")  # recorded and warned about on resume, but part of neither hash nor comparison
 # Fields that older runs of this schema lack, and what they had.
-YOUNGER = {"network": "wrn", "crop": "padded", "compile": False, "crt_balancing": "batches"}
+YOUNGER = {"network": "wrn", "crop": "padded", "compile": False, "crt_balancing": "batches", "skip_unreadable": False}
 
 
 class Config(BaseModel):
@@ -47,6 +47,7 @@ class Config(BaseModel):
 
     # Data and split
     resolution: int | None = Field(ge=8)  # side to which images of a folder or list are decoded; None: 32
+    skip_unreadable: bool  # images of a folder or list that cannot be read are left out, not refused
     n1: int | None = Field(ge=1)  # labeled images of the head class; None: natural imbalance, no synthetic split
     m1: int | None = Field(ge=1)  # unlabeled images of the head class; None with natural or unknown unlabeled data
     gamma_l: float | None = Field(ge=1)  # labeled imbalance ratio; None with natural imbalance
@@ -367,6 +368,7 @@ def paper_settings(dataset, method, rebalance, total_steps):
     supervised = not LEARNERS[method].views
     return {
         "resolution": None, "n1": None, "m1": None, "gamma_l": None, "n_val": 0, "labeled_indices": None,
+        "skip_unreadable": False,
         "unlabeled": "equal" if dataset in SPLITS else "unknown", "flip": True, "crop": "padded",
         "train_resolution": None, "network": "wrn", "depth": 28, "width": 2,
         "batch_size": 64, "mu": 2 if method == "fixmatch" else 1,

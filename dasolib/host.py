@@ -1,8 +1,9 @@
-"""What a training sets in its own process: threads, and what becomes of freed memory."""
+"""A process and its machine: threads, what becomes of freed memory, and how much of it there is."""
 
 import ctypes
 import sys
 
+import psutil
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
@@ -20,3 +21,24 @@ def prepare_host(threads):
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)  # everything from the heap,
         mallopt(M_TRIM_THRESHOLD, -1)  # of which nothing is returned
+
+
+def check_memory(what, n_bytes, remedy):
+    """Refuse what needs more memory than is free, before it is allocated.
+
+    Parameters
+    ----------
+    what : str
+        What is asked for: the start of the message.
+    n_bytes : int
+    remedy : str
+        The end of the message.
+
+    Raises
+    ------
+    ValueError
+        If `n_bytes` is more than the system has left without swapping.
+    """
+    free = psutil.virtual_memory().available
+    if n_bytes > free:
+        raise ValueError(f"{what}: takes {n_bytes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; {remedy}")

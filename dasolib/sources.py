@@ -113,6 +113,8 @@ def estimate_command(config):
     split = {name: getattr(config, name) for name in ("n1", "m1", "gamma_l", "gamma_u", "unlabeled", "resolution")}
     given |= {name: value for name, value in split.items() if value is not None}
     more = {"settings": {"n_val": config.n_val}}
+    if config.skip_unreadable:
+        more["settings"]["skip_unreadable"] = True
     if config.labeled_indices is not None:
         more["labeled_indices"] = config.labeled_indices
     command = ["papermill", "notebooks/train.ipynb", "runs/estimate.ipynb"]

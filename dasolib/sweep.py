@@ -226,9 +226,11 @@ def check_inputs(grid):
         # What has a name is one and the same everywhere.
         if run.config.dataset not in DATASETS and resolve(run.config.dataset).exists():
             record = json.loads((run.folder / "config.json").read_text())
-            there.setdefault((run.config.dataset, run.config.resolution), set()).add(record["data_sha256"])
-    for (dataset, resolution), known in there.items():
-        if known != {load_data(resolve(dataset), resolution=resolution).fingerprint}:
+            decoded = (run.config.dataset, run.config.resolution, run.config.skip_unreadable)
+            there.setdefault(decoded, set()).add(record["data_sha256"])
+    for (dataset, resolution, skip_unreadable), known in there.items():
+        data = load_data(resolve(dataset), resolution=resolution, skip_unreadable=skip_unreadable)
+        if known != {data.fingerprint}:
             raise ValueError(f"dataset={dataset!r}: holds other images, or in another order, than the finished runs of "
                              f"{grid.folder} were trained on; no table could hold both. Choose another --runs")
 

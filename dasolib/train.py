@@ -79,7 +79,7 @@ def run(config, run_dir=None, *, progress=True, resident=None):
     prepare_network(config)
     is_path = config.dataset not in DATASETS and resolve(config.dataset).exists()
     data = load_data(resolve(config.dataset) if is_path else config.dataset, root=project_root() / "data",
-                     resolution=config.resolution)
+                     resolution=config.resolution, skip_unreadable=config.skip_unreadable)
     normalize = functools.partial(
         augment.normalize, mean=data.mean, std=data.std, resolution=config.train_resolution,
         memory_format=torch.channels_last if config.channels_last else torch.contiguous_format,

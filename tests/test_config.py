@@ -653,7 +653,7 @@ def test_the_name_ignores_listing_order_threads_device_and_the_place_of_the_data
 
 
 def test_a_field_that_older_runs_lack_leaves_their_names_as_they_were():
-    """The names are those of runs that were made before there was another network, another crop or a compiled step."""
+    """The names are those of runs that were made before there was another network or crop, a compiled step ..."""
     assert make_config("cpu", dataset="mnist5k", method="fixmatch").run_name() == "mnist5k-fixmatch-s0-09bfb4a0"
     made = make_config(dataset="stl10", method="remixmatch", rebalance="crest")
     assert made.run_name() == "stl10-remixmatch-crest-s0-b76d03ee"
@@ -663,7 +663,7 @@ def test_a_field_that_older_runs_lack_leaves_their_names_as_they_were():
     assert batches.run_name() == "mnist5k-supervised-crt-s0-912d3df8"
     assert not set(YOUNGER) & {*made.identity(), *batches.identity()}
     weights = make_config("cpu", dataset="mnist5k", **crt)
-    assert set(YOUNGER) <= {*aves(compile=True).identity(), *weights.identity()}
+    assert set(YOUNGER) <= {*aves(compile=True, skip_unreadable=True).identity(), *weights.identity()}
 
 
 def test_naming_a_value_that_the_preset_has_makes_no_other_run():

@@ -4,7 +4,9 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import pickle
+import re
 import tarfile
 import threading
 import time
@@ -720,25 +722,135 @@ def test_the_orientation_a_camera_noted_is_applied(tmp_path):
     assert got[:20].max() == 0 and got[20:].min() == 255
 
 
-def test_hidden_files_are_ignored(tmp_path):
+def save_files(root, names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+
+
+def test_hidden_files_are_ignored(tmp_path, recwarn):
     save_folder(tmp_path)
     before = load_data(tmp_path).fingerprint
-    for name in (".DS_Store", "train/.DS_Store", "train/ant/.DS_Store", "test/bee/._1.png", ".git/config"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    save_files(tmp_path, (".DS_Store", "test/bee/._1.png", ".git/config", "train/.cache/1.png"))
     assert load_data(tmp_path).fingerprint == before
+    assert not recwarn.list
 
 
-@pytest.mark.parametrize("name", ["train/ant/notes.txt", "test/bee/Thumbs.db", "train/ant/sub/labels.csv",
-                                  "train/readme.txt", "test/1.png"])
-def test_a_file_that_does_not_belong_among_the_images_is_refused_by_name(name, tmp_path):
-    path = save_folder(tmp_path) / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(b"x")
-    with pytest.raises(ValueError, match="is not an image file|stands outside the class folders") as error:
-        load_data(tmp_path)
-    assert str(path) in str(error.value)
+def test_what_systems_leave_behind_is_ignored_and_named_in_one_line(tmp_path):
+    save_folder(tmp_path)
+    save_image(tmp_path / "unlabeled" / "1.png", plain(BLUE))
+    before = load_data(tmp_path).fingerprint
+    save_files(tmp_path, ("train/Thumbs.db", "train/ant/Thumbs.db", "test/bee/desktop.ini", "test/bee/Desktop.ini",
+                          "unlabeled/.DS_Store", "unlabeled/.ipynb_checkpoints/1-checkpoint.png",
+                          "train/__MACOSX/ant/._1.png", "test/__MACOSX/1.png"))
+    with pytest.warns(UserWarning) as caught:
+        assert load_data(tmp_path).fingerprint == before
+    (text,) = [str(each.message) for each in caught]
+    assert text.startswith(f"{tmp_path}: ignored what systems leave behind: ")
+    assert all(each in text for each in (".DS_Store (1)", ".ipynb_checkpoints (1)", "Desktop.ini (1)", "Thumbs.db (2)",
+                                         "__MACOSX (2)", "desktop.ini (1)"))
+
+
+def refused(path, named, **options):
+    """Load what must be refused; each of `named` is in the message, which is returned."""
+    with pytest.raises(ValueError) as error:
+        load_data(path, **options)
+    assert [each for each in named if str(path / each) not in str(error.value)] == []
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    (["train/ant/notes.txt", "train/ant/sub/labels.csv", "test/bee/1.bak"], "3 of 9 files .*: its name must end in"),
+    (["train/readme.txt", "train/1.png"], "files outside the class folders"),
+    (["test/1.png"], "files outside the class folders"),
+])
+def test_files_that_do_not_belong_among_the_images_are_refused_by_name(names, message, tmp_path):
+    save_files(save_folder(tmp_path), names)
+    assert re.search(message, refused(tmp_path, names), re.DOTALL)
+
+
+def test_links_to_a_folder_that_is_read_already_are_refused_together(tmp_path):
+    save_folder(tmp_path)
+    save_image(tmp_path / "unlabeled" / "deep" / "1.png", plain(BLUE))
+    links = {"unlabeled/again": ".", "unlabeled/deep/up": "..", "unlabeled/deep/twice": ".", "train/all": ".",
+             "train/bee/2": "../bee"}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    message = refused(tmp_path, ["unlabeled/again", "unlabeled/deep/up", "unlabeled/deep/twice", "train/all/all",
+                                 "train/bee/2"])
+    assert f"unlabeled/again (leads to {tmp_path / 'unlabeled'})" in message
+    for name in links:
+        (tmp_path / name).unlink()
+    (tmp_path / "unlabeled" / "other").symlink_to("deep")
+    assert "unlabeled/other (leads to" in refused(tmp_path, ["unlabeled/other"])
+
+
+def save_unreadable(root):
+    """Add to `save_folder` unreadable files of many kinds; return their names."""
+    names = [f"train/bee/{i:02}.jpg" for i in range(18)] + ["test/ant/0.png", "test/ant/notes.txt"]
+    save_files(root, names)
+    os.mkfifo(root / "train/ant/pipe.png")
+    (root / "unlabeled/gone.png").symlink_to("nowhere")
+    (root / "unlabeled/self.png").symlink_to("self.png")
+    (root / "unlabeled/cut.png").write_bytes(png_bytes()[:2000])
+    return [*names, "train/ant/pipe.png", "unlabeled/gone.png", "unlabeled/self.png", "unlabeled/cut.png"]
+
+
+def test_all_unreadable_images_are_named_together_with_how_to_leave_them_out(tmp_path):
+    save_image(save_folder(tmp_path) / "unlabeled" / "1.png", plain(BLUE))
+    bad = save_unreadable(tmp_path)
+    message = refused(tmp_path, ["train/ant/pipe.png", *bad[:18], "test/ant/0.png"])
+    assert "24 of 31 files cannot be read as an image" in message and "skip_unreadable: true" in message
+    assert message.endswith("\n  and 4 more") and len(message.splitlines()) == 1 + 20 + 1
+
+
+def test_unreadable_images_are_left_out_when_that_is_asked_for(tmp_path):
+    save_image(save_folder(tmp_path) / "unlabeled" / "1.png", plain(BLUE))
+    sound = load_data(tmp_path)
+    assert load_data(tmp_path, skip_unreadable=True).fingerprint == sound.fingerprint
+    save_unreadable(tmp_path)
+    with pytest.warns(UserWarning, match="skip_unreadable=True: 24 of 31 files .* left out") as caught:
+        data = load_data(tmp_path, skip_unreadable=True)
+    assert_well_formed(data)
+    assert data.fingerprint == sound.fingerprint and data.unlabeled_names == ("1.png",)
+    assert str(tmp_path / "train/ant/pipe.png: is no regular file") in str(caught[0].message)
+
+
+def test_grey_images_stay_grey_when_an_unreadable_one_is_left_out(tmp_path):
+    save_files(save_folder(tmp_path, "L", (20, 200)), ["train/bee/0.png"])
+    with pytest.warns(UserWarning, match="left out"):
+        assert load_data(tmp_path, skip_unreadable=True).x_train.shape == (4, 1, 32, 32)
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    (["train/ant/1.png", "train/ant/2.png"], "class 'ant' has no training image"),
+    (["test/ant/1.png", "test/bee/1.png"], "skip_unreadable=True would leave none of the 2 with .*test.ant.1.png"),
+])
+def test_leaving_out_unreadable_images_leaves_no_class_and_no_part_empty(names, message, tmp_path, recwarn):
+    save_files(save_folder(tmp_path), names)
+    assert re.search(message, refused(tmp_path, [], skip_unreadable=True))
+
+
+@pytest.mark.parametrize("dataset", ["mnist5k", "some.npz"])
+def test_leaving_out_unreadable_images_is_refused_where_it_would_do_nothing(dataset, tmp_path):
+    with pytest.raises(ValueError, match="skip_unreadable = True is for folders"):
+        load_data(dataset, root=tmp_path, skip_unreadable=True)
+
+
+def test_what_a_run_leaves_out_is_asked_for_by_a_setting_that_it_records(tmp_path):
+    save_files(save_folder(tmp_path / "insects"), ["train/bee/0.png"])
+    config = make_config("cpu", dataset=str(tmp_path / "insects"), method="supervised", total_steps=1, batch_size=2,
+                         threads=1, precision="fp32", skip_unreadable=True)
+    assert config.identity()["skip_unreadable"] is True
+    with pytest.warns(UserWarning, match="1 of 7 files .* left out"):
+        run(config, tmp_path / "run", progress=False)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["skip_unreadable"] is True
+
+
+def test_images_that_take_more_memory_than_is_free_are_refused_before_they_are_decoded(tmp_path):
+    save_files(save_folder(tmp_path), ["train/bee/0.png"])
+    assert re.search("resolution=1000000 for 7 images: takes 21000.0 GB .* GB are free; choose a smaller resolution",
+                     refused(tmp_path, [], resolution=1_000_000))
 
 
 def test_a_folder_that_is_not_used_is_named_in_a_warning_and_files_beside_are_left_alone(tmp_path):
@@ -763,9 +875,7 @@ def test_an_image_that_cannot_be_read_is_refused_by_name(content, name, tmp_path
     path = save_folder(tmp_path) / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be read as an image") as error:
-        load_data(tmp_path)
-    assert str(path) in str(error.value)
+    assert "1 of 7 files cannot be read as an image" in refused(tmp_path, [name])
 
 
 def test_an_image_of_floats_is_refused_by_name(tmp_path):
@@ -797,7 +907,7 @@ def without(*names):
 @pytest.mark.parametrize(("change", "message"), [
     (without("train"), "has no folder 'train'"),
     (without("test"), "has no folder 'test'"),
-    (without("train/bee"), "test.bee is not a class of"),
+    (without("train/bee"), r"(?s)test: no class of .*train, which has ant:\n  bee$"),
     (without("test/ant", "test/bee"), "test holds no image"),
     (without("train/ant", "test/ant"), "at least 2 classes are needed, found 1"),
     (without("train/ant", "train/bee", "test/ant", "test/bee"), "holds no image"),
@@ -872,6 +982,36 @@ def test_grey_images_of_a_list_become_three_equal_channels(tmp_path):
     assert x.shape[1] == 3 and torch.equal(x[:, 0], x[:, 1]) and torch.equal(x[:, 0], x[:, 2])
 
 
+def test_listed_images_that_cannot_be_read_are_left_out_when_that_is_asked_for(tmp_path):
+    folder = save_lists(tmp_path)
+    save_files(folder, ["train/3.png", "test/1.png"])
+    (folder / "unlabeled images/02.png").unlink()
+    with pytest.warns(UserWarning, match="3 of 24 files .* left out"):
+        data = load_data(folder, skip_unreadable=True)
+    assert_well_formed(data)
+    assert data.x_train[:, 2, 0, 0].tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert data.y_train.tolist() == [2, 1, 0, 1, 0, 2, 1, 0]
+    assert data.y_test.tolist() == [0, 2] and data.y_unlabeled.tolist() == [0, 1, -1] + 2 * [0, 1, 2, -1]
+    assert data.unlabeled_names[1:3] == ("unlabeled images/01.png", "unlabeled images/03.png")
+
+
+def test_listed_images_outside_of_the_folder_are_named_in_a_warning(tmp_path, monkeypatch):
+    folder = save_lists(tmp_path / "birds")
+    image = str(save_image(tmp_path / "elsewhere.png", plain(BLUE)))
+    edit("l_train_val.txt", lambda lines: [*lines, f"{image} 0", "../elsewhere.png 0", "test/../train/0.png 2"])(folder)
+    monkeypatch.chdir(folder)
+    for path in (folder, "."):
+        with pytest.warns(UserWarning, match=r"2 listed images are outside of this folder") as caught:
+            assert len(load_data(path).x_train) == 12
+        assert str(caught[0].message).splitlines()[1:] == [f"  {image}", "  ../elsewhere.png"]
+
+
+def test_an_unlabeled_image_of_unknown_class_may_be_listed_with_a_class_elsewhere(tmp_path, recwarn):
+    folder = save_lists(tmp_path)
+    edit("u_train_in.txt", lambda lines: [*lines, "train/3.png -1"])(folder)
+    assert load_data(folder).y_unlabeled[-1] == -1 and not recwarn.list
+
+
 def edit(name, change):
     """Change the lines of a list."""
     def apply(folder):
@@ -889,9 +1029,15 @@ def remove(name):
     (remove("test.txt"), r"test\.txt cannot be read as a list of images: .*No such file"),
     (remove("u_train_in.txt"), r"u_train_in\.txt cannot be read as a list of images: .*No such file"),
     (remove("u_train_out.txt"), r"u_train_out\.txt cannot be read as a list of images: .*No such file"),
-    (remove("train/3.png"), r"l_train_val\.txt, line 4: there is no image .*train.3\.png"),
-    (remove("unknown/04.png"), r"u_train_out\.txt, line 5: there is no image .*04\.png"),
-    (lambda folder: (folder / "test/1.png").write_bytes(b"x"), r"test.1\.png cannot be read as an image"),
+    (lambda folder: [remove(name)(folder) for name in ("train/3.png", "unknown/04.png")],
+     r"(?s)2 of 29 files cannot be read .*train.3\.png: there is no such file.*unknown.04\.png: there is no such file"),
+    (lambda folder: (folder / "test/1.png").write_bytes(b"x"), r"test.1\.png: cannot identify image file"),
+    (lambda folder: [remove("test.txt")(folder), os.mkfifo(folder / "test.txt")], r"test\.txt .*is no regular file"),
+    (edit("l_train_val.txt", lambda lines: [*lines, "train/3.png 1", "test/../train/4.png 2"]),
+     r"(?s)two classes.*\n  train.3\.png \(2 and 1\)\n  test.*train.4\.png \(1 and 2\)$"),
+    (edit("test.txt", lambda lines: [*lines, "train/3.png 1"]), r"two classes.*\n  train.3\.png \(2 and 1\)$"),
+    (edit("u_train_in.txt", lambda lines: [*lines, "train/3.png 1"]), r"two classes.*\n  train.3\.png \(2 and 1\)$"),
+    (edit("test.txt", lambda lines: ["test/1.png " + "1" * 5000]), "line 1: must be the path of an image and"),
     (edit("test.txt", lambda lines: [*lines, "", "test/1.png 3"]), r"test\.txt, line 5: .* in 0\.\.2, got 3"),
     (edit("test.txt", lambda lines: ["test/1.png -1", *lines]), r"test\.txt, line 1: .* in 0\.\.2, got -1"),
     (edit("u_train_in.txt", lambda lines: ["test/1.png -2"]), r"u_train_in\.txt, line 1: .* in -1\.\.2, got -2"),
