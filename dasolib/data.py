@@ -6,6 +6,8 @@ a seed comes later. A new named data set is one function and one line in `DATASE
 
 import fcntl
 import hashlib
+import lzma
+import math
 import os
 import shutil
 import tarfile
@@ -306,40 +308,42 @@ def _check_files(name: str, dataset_class: type, root: Path) -> None:
 
 # ---- .npz files ----
 
+PARTS = ("train", "test", "unlabeled")
+
 # What reading a cut or altered zip archive raises, by where the damage is.
-_DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+_DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
 
 
 def _npz(path: Path) -> ImageData:
-    arrays = _read_npz(path)
-    images, labels = {}, {}
-    for part in ("train", "test", "unlabeled"):
-        if f"x_{part}" in arrays:
-            images[part] = _npz_images(path, *arrays[f"x_{part}"])
-            if f"y_{part}" in arrays:
-                labels[part] = _npz_labels(path, *arrays[f"y_{part}"], n_images=len(images[part]))
-        elif f"y_{part}" in arrays:
-            raise ValueError(f"{path}: 'y_{part}' is there without 'x_{part}'")
-    if "unlabeled" in images:
-        labels.setdefault("unlabeled", np.full(len(images["unlabeled"]), -1, np.int64))
-    for part, x in images.items():
-        if x.shape[1:] != images["train"].shape[1:]:
-            raise ValueError(f"{path}: images must have one (height, width, channels), train has "
-                             f"{images['train'].shape[1:]} and {part} {x.shape[1:]}")
-    if "class_names" in arrays:
-        class_names = _npz_class_names(path, *arrays["class_names"])
-        n_classes = len(class_names)
-    else:
-        class_names = None
-        n_classes = 1 + max(int(y.max()) for y in labels.values())
-    for part, y in labels.items():
-        lowest = -1 if part == "unlabeled" else 0
-        outside = y[(y < lowest) | (y >= n_classes)]
-        if len(outside):
-            raise ValueError(f"{path}: labels of {part} must be in {lowest}..{n_classes - 1} ({n_classes} classes), "
-                             f"found {outside[0]}")
-    class_names = _check_classes(path, labels["train"], n_classes, class_names)
-    x = {part: _channels_first(array) for part, array in images.items()}
+    archive, keys = _open_npz(path)
+    with archive:
+        # All that headers tell is checked before an array is read, and labels before images: a small compressed file
+        # may hold very large ones.
+        headers = {name: (key, *_npz_header(path, archive, key)) for name, key in keys.items()}
+        _check_headers(path, headers)
+        labels = {part: _npz_array(path, archive, keys[f"y_{part}"]).reshape(-1).astype(np.int64)
+                  for part in PARTS if f"y_{part}" in keys}
+        if "x_unlabeled" in keys:
+            labels.setdefault("unlabeled", np.full(headers["x_unlabeled"][1][0], -1))
+        if "class_names" in keys:
+            class_names = tuple(str(name) for name in _npz_array(path, archive, keys["class_names"]))
+            if len(set(class_names)) != len(class_names):
+                raise ValueError(f"{path}: {keys['class_names']!r} names a class twice: {', '.join(class_names)}")
+            n_classes = len(class_names)
+        else:
+            class_names = None
+            n_classes = 1 + max(int(y.max()) for y in labels.values())
+        for part, y in labels.items():
+            lowest = -1 if part == "unlabeled" else 0
+            outside = y[(y < lowest) | (y >= n_classes)]
+            if len(outside):
+                raise ValueError(f"{path}: labels of {part} must be in {lowest}..{n_classes - 1} ({n_classes} "
+                                 f"classes), found {outside[0]}")
+        class_names = _check_classes(path, labels["train"], n_classes, class_names)
+        x = {}
+        for part in labels:
+            array = _npz_array(path, archive, keys[f"x_{part}"])
+            x[part] = _channels_first(array[..., None] if array.ndim == 3 else array)
     y = {part: torch.from_numpy(array) for part, array in labels.items()}
     mean, std = channel_mean_std(x["train"])
     return ImageData(name=path.stem, x_train=x["train"], y_train=y["train"], x_test=x["test"], y_test=y["test"],
@@ -347,79 +351,110 @@ def _npz(path: Path) -> ImageData:
                      mean=mean, std=std)
 
 
-def _read_npz(path: Path) -> dict[str, tuple[str, np.ndarray]]:
-    """Arrays by our name, each with its name in the file, which messages show."""
+def _open_npz(path: Path) -> tuple[np.lib.npyio.NpzFile, dict[str, str]]:
+    """Open a file, and find by our name of an array its name there, which messages show."""
     required = ("x_train", "y_train", "x_test", "y_test")
     medmnist = ("train_images", "train_labels", "test_images", "test_labels")
     optional = ("x_unlabeled", "y_unlabeled", "class_names")
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     try:
+        with path.open("rb") as file:
+            if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+                raise ValueError(f"{path} is a single array named like an .npz file; write it with numpy.savez")
+    except PermissionError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    try:
         archive = np.load(path, allow_pickle=False)
     except (*_DAMAGE, ValueError) as error:  # numpy takes a file that starts unlike an archive for a pickle
         raise ValueError(f"{path} is damaged, or no .npz file. Write it again with numpy.savez, or fetch it "
                          f"again.") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path} is a single array named like an .npz file; write it with numpy.savez")
-    with archive:
-        present = archive.files
-        names = medmnist if "train_images" in present and "x_train" not in present else required
-        missing = [name for name in names if name not in present]
-        if missing:
-            raise ValueError(f"{path}: {missing[0]!r} is missing. Needed are {', '.join(required)} (or MedMNIST's "
-                             f"{', '.join(medmnist)}); the file has {', '.join(present) or 'no arrays'}")
-        ours = dict(zip(required, names, strict=True)) | {name: name for name in optional if name in present}
-        arrays = {name: (key, _npz_array(path, archive, key)) for name, key in ours.items()}
+    present = archive.files
+    names = medmnist if "train_images" in present and "x_train" not in present else required
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise ValueError(f"{path}: {missing[0]!r} is missing. Needed are {', '.join(required)} (or MedMNIST's "
+                         f"{', '.join(medmnist)}); the file has {', '.join(present) or 'no arrays'}")
+    ours = dict(zip(required, names, strict=True)) | {name: name for name in optional if name in present}
     ignored = ("val_images", "val_labels") if names is medmnist else ()
     unused = [key for key in present if key not in ours.values() and key not in ignored]
     if unused:
         warnings.warn(f"{path}: these arrays are not used: {', '.join(unused)}", stacklevel=4)
-    return arrays
+    return archive, ours
+
+
+def _npz_header(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an array, without reading it."""
+    entry = archive.zip.getinfo(key if key in archive.zip.namelist() else f"{key}.npy")
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        with archive.zip.open(entry) as file:
+            if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+                raise ValueError(f"{path}: {key!r} is not an array")
+            reader = readers.get(tuple(file.read(2)))
+            if reader is None:  # only structured arrays have another version
+                raise ValueError(f"{path}: {key!r} must hold plain numbers or text")
+            try:
+                shape, _, dtype = reader(file)
+            except Exception as error:  # whatever its parser makes of damage
+                raise ValueError(f"{path} is damaged: the header of {key!r} cannot be read ({error}). Write it or "
+                                 f"fetch it again.") from error
+            n_bytes = file.tell() + math.prod(shape) * dtype.itemsize
+    except _DAMAGE as error:
+        raise ValueError(f"{path} is damaged: {key!r} cannot be read ({error}). Write it or fetch it "
+                         f"again.") from error
+    if dtype.hasobject:
+        raise ValueError(f"{path}: {key!r} cannot be read as a plain array. Pickled Python objects are not loaded, as "
+                         f"that could run code: store numbers and text only.")
+    if min(shape, default=0) < 0 or entry.file_size < n_bytes:
+        raise ValueError(f"{path} is damaged: the header of {key!r} asks for {n_bytes} bytes, {entry.file_size} are "
+                         f"there. Write it or fetch it again.")
+    return shape, dtype
 
 
 def _npz_array(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
     try:
-        array = archive[key]
-    except _DAMAGE as error:
+        return archive[key]
+    except (*_DAMAGE, ValueError) as error:
         raise ValueError(f"{path} is damaged: {key!r} cannot be read ({error}). Write it or fetch it "
                          f"again.") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {key!r} cannot be read as a plain array ({error}). Pickled Python objects are not "
-                         f"loaded, as that could run code: store numbers and text only.") from error
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path}: {key!r} is not an array")
-    return array
 
 
-def _npz_images(path: Path, key: str, array: np.ndarray) -> np.ndarray:
-    """Check images; return them with the shape (n, height, width, channels)."""
-    if array.dtype != np.uint8:
-        raise ValueError(f"{path}: {key!r} must hold uint8 images (0..255), its dtype is {array.dtype}")
-    images = array[..., None] if array.ndim == 3 else array
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or images.size == 0:
-        raise ValueError(f"{path}: {key!r} must have the shape (n, height, width) or (n, height, width, 1 or 3) with "
-                         f"n > 0, it has {array.shape}")
-    return images
-
-
-def _npz_labels(path: Path, key: str, array: np.ndarray, *, n_images: int) -> np.ndarray:
-    """Check labels but for their range; return them as int64 of shape (n,)."""
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{path}: {key!r} must hold integer labels, its dtype is {array.dtype}")
-    if array.ndim not in (1, 2) or array.shape[1:] not in ((), (1,)):
-        raise ValueError(f"{path}: {key!r} must hold one label per image, shape (n,) or (n, 1), it has {array.shape}")
-    if len(array) != n_images:
-        raise ValueError(f"{path}: {key!r} holds {len(array)} labels for {n_images} images")
-    return array.reshape(-1).astype(np.int64)
-
-
-def _npz_class_names(path: Path, key: str, array: np.ndarray) -> tuple[str, ...]:
-    if array.ndim != 1 or array.dtype.kind != "U":
-        raise ValueError(f"{path}: {key!r} must be a list of text, it has dtype {array.dtype} and shape {array.shape}")
-    names = tuple(str(name) for name in array)
-    if len(set(names)) != len(names):
-        raise ValueError(f"{path}: {key!r} names a class twice: {', '.join(names)}")
-    return names
+def _check_headers(path: Path, headers: dict[str, tuple[str, tuple[int, ...], np.dtype]]) -> None:
+    """Check all that shapes and types tell: of images, labels and names, and whether they fit each other and memory."""
+    sizes = {}  # (height, width, channels) by part
+    for part in PARTS:
+        if f"x_{part}" in headers:
+            key, shape, dtype = headers[f"x_{part}"]
+            if dtype != np.uint8:
+                raise ValueError(f"{path}: {key!r} must hold uint8 images (0..255), its dtype is {dtype}")
+            if len(shape) not in (3, 4) or (*shape, 1)[3] not in (1, 3) or 0 in shape:
+                raise ValueError(f"{path}: {key!r} must have the shape (n, height, width) or (n, height, width, 1 or "
+                                 f"3) with n > 0, it has {shape}")
+            sizes[part] = (*shape, 1)[1:4]
+            if sizes[part] != sizes["train"]:
+                raise ValueError(f"{path}: images must have one (height, width, channels), train has "
+                                 f"{sizes['train']} and {part} {sizes[part]}")
+        if f"y_{part}" in headers:
+            if part not in sizes:
+                raise ValueError(f"{path}: 'y_{part}' is there without 'x_{part}'")
+            key, shape, dtype = headers[f"y_{part}"]
+            n_images = headers[f"x_{part}"][1][0]
+            if dtype.kind not in "iu":
+                raise ValueError(f"{path}: {key!r} must hold integer labels, its dtype is {dtype}")
+            if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)):
+                raise ValueError(f"{path}: {key!r} must hold one label per image, shape (n,) or (n, 1), it has {shape}")
+            if shape[0] != n_images:
+                raise ValueError(f"{path}: {key!r} holds {shape[0]} labels for {n_images} images")
+    if "class_names" in headers:
+        key, shape, dtype = headers["class_names"]
+        if len(shape) != 1 or dtype.kind != "U":
+            raise ValueError(f"{path}: {key!r} must be a list of text, it has dtype {dtype} and shape {shape}")
+        if shape[0] > headers["x_train"][1][0]:
+            raise ValueError(f"{path}: {key!r} names {shape[0]} classes; only {headers['x_train'][1][0]} can have a "
+                             "training image")
+    n_bytes = [math.prod(shape) * dtype.itemsize for _, shape, dtype in headers.values()]
+    check_memory(str(path), sum(n_bytes) + max(n_bytes), "leave images out, or make them smaller")
 
 
 def _check_classes(source: Path, y_train: np.ndarray, n_classes: int,

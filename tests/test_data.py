@@ -1,5 +1,6 @@
 """Where images come from: named data sets, .npz files and folders, and what is refused."""
 
+import errno
 import hashlib
 import http.server
 import io
@@ -11,6 +12,7 @@ import tarfile
 import threading
 import time
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -584,6 +586,68 @@ def test_a_pickle_or_a_single_array_named_npz_is_refused_unread(tmp_path):
     with path.open("wb") as file:
         np.save(file, toy_arrays()["x_train"])
     with pytest.raises(ValueError, match=r"toy\.npz is a single array"):
+        load_data(path)
+
+
+def npy_bytes(shape, data=b"", descr="|u1", version=b"\x01\x00"):
+    """An array as .npy, whose header may ask for more than there is."""
+    header = shape if isinstance(shape, bytes) else repr({"descr": descr, "fortran_order": False, "shape": shape})
+    header = header if isinstance(header, bytes) else header.encode() + b"\n"
+    return b"\x93NUMPY" + version + len(header).to_bytes(2, "little") + header + data
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("x_train", npy_bytes((10**9, 5, 4, 3)), "damaged: the header of 'x_train' asks for 600000000.. bytes, .. are"),
+    ("x_train", npy_bytes((-1, 5, 4, 3)), "damaged: the header of 'x_train'"),
+    ("class_names", npy_bytes((3,), descr="<U500000000"), "damaged: the header of 'class_names' asks for 60000000.."),
+    ("x_train", npy_bytes(b"(" * 9000), "damaged: the header of 'x_train' cannot be read"),
+    ("x_train", npy_bytes(b"-" * 9000 + b"1"), "damaged: the header of 'x_train' cannot be read"),
+    ("x_train", npy_bytes(b"[" * 9000, version=b"\x03\x00"), "'x_train' must hold plain numbers"),
+], ids=["size", "negative", "text", "nested", "signs", "structured"])
+def test_a_header_of_an_npz_file_that_asks_for_what_is_not_there_is_refused(name, content, message, tmp_path):
+    path = save_npz(tmp_path, **{name: None})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{name}.npy", content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_data(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(("changes", "n", "message"), [
+    ({}, 4_000_000, "'y_train' holds 6 labels for 4000000 images"),
+    ({"y_train": np.zeros(4_000_000, int)}, 4_000_000, "class 1 has no training image; 1 of 3 classes have"),
+    ({"y_train": np.zeros(4_000_000, int)}, 10**9, "'y_train' holds 4000000 labels for 1000000000 images"),
+    ({"class_names": np.full(100, "a")}, 6, "'class_names' names 100 classes; only 6 can have a training image"),
+])
+def test_an_npz_file_that_does_not_fit_is_refused_before_its_images_are_read(changes, n, message, tmp_path):
+    """There are none, though the archive says so: to read them would end in another message."""
+    path = tmp_path / "toy.npz"
+    np.savez_compressed(path, **toy_arrays(x_train=None, **changes))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x_train.npy", npy_bytes((n, 5, 4, 3)))
+        archive.getinfo("x_train.npy").file_size = 10**12
+    with pytest.raises(ValueError, match=message):
+        load_data(path)
+
+
+def test_arrays_that_take_more_memory_than_is_free_are_refused_by_name(tmp_path, monkeypatch):
+    path = save_npz(tmp_path)
+    arrays = toy_arrays()
+    needed = sum(array.nbytes for array in arrays.values()) + arrays["x_train"].nbytes  # one is turned at a time
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=needed))
+    assert_well_formed(load_data(path))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=needed - 1))
+    with pytest.raises(ValueError, match=r"toy\.npz: takes 0.0 GB of memory, and 0.0 GB are free; leave images out"):
+        load_data(path)
+
+
+def test_an_npz_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    path = save_npz(tmp_path)
+    monkeypatch.setattr(type(path), "open", refuse)  # whoever runs the tests may be allowed everything
+    with pytest.raises(ValueError, match=r"toy\.npz cannot be read: Permission denied"):
         load_data(path)
 
 
