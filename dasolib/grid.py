@@ -1,6 +1,7 @@
 """A grid of runs, read from a YAML file: what is crossed with what, where each run lies, and what it waits for."""
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dasolib.sources import SAME_NETWORK, SAME_SPLIT
 
 KEYS = ("name", "preset", "common", "runs")
 NOT_OF_A_GRID = ("threads", "device")  # of the machine, not of what is run: the sweep decides them
+MOST_REPEATED = 100_000  # values that aliases may repeat; a few lines of nested ones repeat billions
 LISTS = ("milestones", "labeled_indices")  # settings whose value is a list
 SETTINGS = tuple(name for name in Config.model_fields if name not in NOT_OF_A_GRID)
 
@@ -106,9 +108,29 @@ class _Loader(yaml.SafeLoader):
 
 def _parse(text):
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        n_repeated = _size(node, sizes := {}) - len(sizes)
+        if n_repeated > MOST_REPEATED:
+            raise ValueError(f"aliases (*name) repeat {n_repeated:.3g} values, more than {MOST_REPEATED:,}; write out "
+                             "what is meant")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError) as error:  # the latter from a tag on a wrong value
         raise ValueError(f"is no YAML: {' '.join(str(error).split())}") from None
+
+
+def _size(node, sizes):
+    """Count the values in a node of YAML with each alias written out; fill `sizes`, those of all nodes by id."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf  # for an alias inside its own anchor
+        inside = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = inside if isinstance(node, yaml.SequenceNode) else itertools.chain.from_iterable(inside)
+        sizes[id(node)] = 1.0 + sum(_size(part, sizes) for part in parts)
+    return sizes[id(node)]
 
 
 def _grid(content, runs):

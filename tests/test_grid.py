@@ -233,6 +233,12 @@ DARP = "  method: fixmatch\n  rebalance: darp\n"
 CRT = "  method: supervised\n  rebalance: crt\n"
 
 
+def anchors(n):
+    """YAML of `n` lists, each ten times the one before."""
+    lines = [f"a{i}: &a{i} [{', '.join(10 * [f'*a{i - 1}' if i else '0'])}]" for i in range(n)]
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("- method: fixmach", "entry 1 of runs: method='fixmach': choose one of supervised, "),
     ("- method: fixmatch\n- method: fixmatch\n  sead: 1", "entry 2 of runs: sead=1: no such key; choose from data"),
@@ -267,6 +273,12 @@ CRT = "  method: supervised\n  rebalance: crt\n"
     ("name: a\npreset: cpu\nruns: {}", "runs={}: must be a list of entries"),
     ("name: a\npreset: cpu\ncommon: {seed: []}\nruns: [{}]", r"common: seed=\[\]: an empty list makes no run"),
     ("name: [a", "grid.yaml: is no YAML: "),
+    ("name: !!int ''", "grid.yaml: is no YAML: "),
+    ("runs: " + 2000 * "[", "grid.yaml: is nested too deeply"),
+    (anchors(12), r"grid.yaml: aliases \(\*name\) repeat 1.23e\+12 values, more than 100,000"),
+    (anchors(1200), r"grid.yaml: aliases \(\*name\) repeat inf values"),
+    ("name: &a [*a]", r"grid.yaml: aliases \(\*name\) repeat inf values"),
+    ("", "must be a mapping with"),
     ("fixmatch", "must be a mapping with the keys name, preset, common, runs"),
     ("name: a\npreset: cpu\ncommon:\n  n1, m1: [[60, 200]]\nruns:\n- dataset: mnist5k\n  method: fixmatch\n  n1: 50",
      "entry 1 of runs: sets n1, which common varies together with others: set all of n1, m1"),
