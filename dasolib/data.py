@@ -29,7 +29,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from dasolib.host import check_memory
+from dasolib.host import check_memory, names_file
 
 # Published statistics of the training images, scaled to [0, 1]; STL-10 uses those of CIFAR-10.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
@@ -266,7 +266,7 @@ def _unpack(name: str, dataset_class: type, root: Path) -> None:
         elif not check_integrity(archive, dataset_class.tgz_md5):
             raise ValueError(f"{archive} is damaged: its md5 is not {dataset_class.tgz_md5}. Delete it to have {name} "
                              f"downloaded again, or put a sound copy in its place.")
-        with (archive.open("rb") as file,
+        with (names_file(scratch), archive.open("rb") as file,
               tqdm.wrapattr(file, "read", total=archive.stat().st_size, desc=f"unpacking {name}") as counted,
               tarfile.open(fileobj=counted, mode="r|gz") as tar):
             # Early 3.11 knows no filters; the archive's checksum is known, so that is safe too.
@@ -642,7 +642,8 @@ def _decode(path: Path, resolution: int) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # what Pillow raises on damaged bytes depends on the format and on the byte
-        raise ValueError(str(error).replace(f" {str(path)!r}", "")) from error
+        reason = getattr(error, "strerror", None) or str(error).replace(f" {str(path)!r}", "")
+        raise ValueError(reason) from error
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

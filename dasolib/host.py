@@ -1,5 +1,6 @@
 """A process and its machine: threads, what becomes of freed memory, and how much of it there is."""
 
+import contextlib
 import ctypes
 import sys
 
@@ -21,6 +22,17 @@ def prepare_host(threads):
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)  # everything from the heap,
         mallopt(M_TRIM_THRESHOLD, -1)  # of which nothing is returned
+
+
+@contextlib.contextmanager
+def names_file(path):
+    """Let an `OSError` name a file: those of writing, such as "No space left on device", do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_memory(what, n_bytes, remedy):

@@ -27,7 +27,7 @@ from dasolib.evaluation import (
     share_correct,
     summarize,
 )
-from dasolib.host import prepare_host
+from dasolib.host import names_file, prepare_host
 from dasolib.methods import LEARNERS
 from dasolib.models import build_network, prepare_network
 from dasolib.rebalance import REBALANCERS, build_rebalance
@@ -112,7 +112,8 @@ def run(config, run_dir=None, *, progress=True, resident=None):
         metrics = folder.cut_back(start)
         say(f"{run_dir.name}: {len(batches.x)} labeled, {len(batches.u)} unlabeled, {len(test.images)} test images; "
             f"{device}, {config.threads} threads, {config.precision}" + (f", from step {start}" if start else ""))
-        events = SummaryWriter(folder.path / "events")
+        with names_file(folder.path / "events"):
+            events = SummaryWriter(folder.path / "events")
         for record in metrics:
             write_events(events, record)
         window = Window(data.n_classes, device)
@@ -379,7 +380,8 @@ def write_events(events, record):
     """Write one line of ``metrics.jsonl`` to TensorBoard."""
     flat = {name: value for name, value in record.items() if name not in ("step", "losses", "unlabeled_estimate")}
     flat |= {f"loss/{name}": value for name, value in record["losses"].items()}
-    for name, value in flat.items():
-        if value is not None:
-            events.add_scalar(name, value, record["step"])
-    events.flush()  # a run that is stopped keeps them
+    with names_file(events.log_dir):
+        for name, value in flat.items():
+            if value is not None:
+                events.add_scalar(name, value, record["step"])
+        events.flush()  # a run that is stopped keeps them

@@ -1,10 +1,16 @@
-"""Freed memory stays in the process."""
+"""Freed memory stays in the process, what does not fit is refused, and errors of writing name their file."""
 
+import errno
+import os
 import platform
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from dasolib.host import check_memory, names_file
 
 PROGRAM = """
 import resource, torch
@@ -29,3 +35,26 @@ def test_memory_that_is_freed_and_allocated_again_is_not_cleared_again():
     ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     fresh, kept, threads = map(int, ran.stdout.split())
     assert kept < fresh / 10 and threads == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_what_finds_no_room_names_its_file(tmp_path):
+    (tmp_path / "file").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*file'$") as raised, \
+            names_file(tmp_path / "file"), open(tmp_path / "file", "w") as file:
+        file.write("x")
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_an_error_that_names_another_file_or_has_no_number_stays_as_it_is(tmp_path):
+    for error in (FileNotFoundError(errno.ENOENT, "No such file", "other"), OSError("cut short")):
+        with pytest.raises(OSError, match=re.escape(str(error))) as raised, names_file(tmp_path / "file"):
+            raise error
+        assert raised.value is error
+
+
+def test_what_takes_more_than_the_free_memory_is_refused(monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=3 * 10**9))
+    check_memory("images", 3 * 10**9, "take fewer")
+    with pytest.raises(ValueError, match=r"images: takes 3.1 GB of memory, and 3.0 GB are free; take fewer"):
+        check_memory("images", 31 * 10**8, "take fewer")

@@ -1,6 +1,7 @@
 """A run from configuration to result: going on after a kill, what is written when, and what stops it."""
 
 import dataclasses
+import errno
 import functools
 import io
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -27,7 +29,7 @@ from dasolib.data import load_data
 from dasolib.evaluation import predict
 from dasolib.methods import LEARNERS
 from dasolib.models import WideResNet, rebuild_network
-from dasolib.train import choose_device, run
+from dasolib.train import choose_device, run, write_events
 from tests.tiny import (
     N_CLASSES,
     N_TEST,
@@ -602,3 +604,12 @@ def test_bf16_on_a_cpu_without_it_is_warned_about(fastest, n_warnings, dataset, 
 def test_a_device_without_double_precision_is_refused():
     with pytest.raises(ValueError, match="device='mps': choose auto, or .*cpu and cuda are supported"):
         choose_device("mps")
+
+
+def test_events_that_find_no_room_name_their_folder(tmp_path):
+    def write(*value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    events = SimpleNamespace(log_dir=tmp_path / "events", add_scalar=write)
+    with pytest.raises(OSError, match=r"No space left on device: '.*events'$"):
+        write_events(events, {"step": 1, "lr": 0.1, "losses": {}})
