@@ -845,10 +845,13 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
         raise ValueError(f"dataset must be {choices}, got {dataset!r}")
     path = Path(dataset)
     side = FOLDER_RESOLUTION if resolution is None else resolution
-    if dataset in DECODED:
-        return DATASETS[dataset](Path(root), side, skip_unreadable)
-    if dataset not in DATASETS and path.is_dir():
-        return (_listed_folder if (path / LABELED_LIST).exists() else _folder)(path, side, skip_unreadable)
+    try:
+        if dataset in DECODED:
+            return DATASETS[dataset](Path(root), side, skip_unreadable)
+        if dataset not in DATASETS and path.is_dir():
+            return (_listed_folder if (path / LABELED_LIST).exists() else _folder)(path, side, skip_unreadable)
+    except OSError as error:  # of a folder; what is wrong with an image or a list is told where it is read
+        raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
     if dataset not in DATASETS and path.suffix.lower() != ".npz":
         raise ValueError(f"dataset = {str(dataset)!r} is unknown; it must be {choices}, and no folder of that name "
                          "exists")

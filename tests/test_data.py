@@ -12,6 +12,7 @@ import tarfile
 import threading
 import time
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -909,6 +910,20 @@ def test_what_a_run_leaves_out_is_asked_for_by_a_setting_that_it_records(tmp_pat
     with pytest.warns(UserWarning, match="1 of 7 files .* left out"):
         run(config, tmp_path / "run", progress=False)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["skip_unreadable"] is True
+
+
+@pytest.mark.parametrize("name", ["train", "train/ant", "unlabeled/deep"])
+def test_a_folder_that_may_not_be_read_is_refused_by_name(name, tmp_path, monkeypatch):
+    """Whoever runs the tests may be allowed everything."""
+    def scandir(path, scandir=os.scandir):
+        if Path(path) == tmp_path / name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    save_image(save_folder(tmp_path) / "unlabeled" / "deep" / "1.png", plain(BLUE))
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "listdir", lambda path: [entry.name for entry in scandir(path)])
+    assert f"{tmp_path / name} cannot be read: Permission denied" in refused(tmp_path, [name])
 
 
 def test_images_that_take_more_memory_than_is_free_are_refused_before_they_are_decoded(tmp_path):
