@@ -148,7 +148,7 @@ class Batches:
             raise ValueError(f"batch_size={config.batch_size} is larger than the labeled set of {len(self.x)} images")
         if (self.kinds or self.learner.estimates) and len(self.u) == 0:
             raise ValueError(f"method={config.method!r} needs unlabeled images, dataset={config.dataset!r} has none: "
-                             "give labeled_indices, or data with unlabeled images")
+                             "choose method=supervised, or give labeled_indices, or data with unlabeled images")
         if n_unlabeled > len(self.u):
             raise ValueError(f"mu * batch_size = {config.mu} * {config.batch_size} is larger than the unlabeled set "
                              f"of {len(self.u)} images")

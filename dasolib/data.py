@@ -346,8 +346,9 @@ def _npz(path: Path) -> ImageData:
             lowest = -1 if part == "unlabeled" else 0
             outside = y[(y < lowest) | (y >= n_classes)]
             if len(outside):
+                advice = "; unlabeled images go into x_unlabeled" if outside[0] == -1 else ""
                 raise ValueError(f"{path}: labels of {part} must be in {lowest}..{n_classes - 1} ({n_classes} "
-                                 f"classes), found {outside[0]}")
+                                 f"classes), found {outside[0]}{advice}")
         class_names = _check_classes(path, labels["train"], n_classes, class_names)
         x = {}
         for part in labels:
@@ -358,7 +359,7 @@ def _npz(path: Path) -> ImageData:
     data = ImageData(name=path.stem, x_train=x["train"], y_train=y["train"], x_test=x["test"], y_test=y["test"],
                      x_unlabeled=x.get("unlabeled"), y_unlabeled=y.get("unlabeled"), class_names=class_names,
                      mean=mean, std=std)
-    _warn_of_levels(path, data)
+    _warn_of_mistakes(path, data, files={})
     return data
 
 
@@ -519,16 +520,16 @@ def _folder(root: Path, resolution: int, skip_unreadable: bool) -> ImageData:
     tensors, readable, all_grey = _decode_all(root, train, test, unlabeled or [], resolution=resolution,
                                               skip_unreadable=skip_unreadable, suffixes=IMAGE_SUFFIXES)
     x_train, x_test, x_unlabeled = (x[:, :1].contiguous() for x in tensors) if all_grey else tensors
+    files = _files((train, test, unlabeled or []), readable)
     y_train, y_test = torch.tensor(y_train)[readable[0]], torch.tensor(y_test)[readable[1]]
     _check_classes(root / "train", y_train.numpy(), len(class_names), class_names)
     mean, std = channel_mean_std(x_train)
     pile = {} if unlabeled is None else {
         "x_unlabeled": x_unlabeled, "y_unlabeled": torch.full((len(x_unlabeled),), -1),
-        "unlabeled_names": tuple(path.relative_to(root / "unlabeled").as_posix()
-                                 for path in compress(unlabeled, readable[2].tolist()))}
+        "unlabeled_names": tuple(path.relative_to(root / "unlabeled").as_posix() for path in files["unlabeled"])}
     data = ImageData(name=root.resolve().name, x_train=x_train, y_train=y_train, x_test=x_test,
                      y_test=y_test, class_names=class_names, mean=mean, std=std, **pile)
-    _warn_of_levels(root, data)
+    _warn_of_mistakes(root, data, files)
     return data
 
 
@@ -726,7 +727,7 @@ def _listed(name: str, root: Path, resolution: int, skip_unreadable: bool,
         "unlabeled_names": tuple(compress(unlabeled, readable[2].tolist()))}
     data = ImageData(name=name, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test,
                      class_names=class_names, mean=IMAGENET_MEAN, std=IMAGENET_STD, **pile)
-    _warn_of_levels(root, data)
+    _warn_of_mistakes(root, data, _files(parts, readable))
     return data
 
 
@@ -785,7 +786,8 @@ def _read_list(file: Path, *, lowest: int = 0, n_classes: int | None = None) -> 
         path, label = words[0], int(words[1])
         if label < lowest or (n_classes is not None and label >= n_classes):
             choices = f">= {lowest}" if n_classes is None else f"in {lowest}..{n_classes - 1}"
-            raise ValueError(f"{file}, line {number}: the class must be {choices}, got {label}")
+            raise ValueError(f"{file}, line {number}: the class must be {choices}, got {label}"
+                             + (f"; unlabeled images go into {KNOWN_LIST}" if label == -1 else ""))
         paths.append(path)
         labels.append(label)
     if not paths:
@@ -803,6 +805,53 @@ def _parts(data: ImageData) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _some(found: Sequence[str]) -> str:
     return ", ".join(found[:MOST_NAMED]) + (f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
+
+
+def _files(parts: Sequence[Sequence[Path]], readable: Sequence[Tensor]) -> dict[str, list[Path]]:
+    """Files of the images that could be read, by part."""
+    return {part: list(compress(paths, is_there.tolist()))
+            for part, paths, is_there in zip(PARTS, parts, readable, strict=True)}
+
+
+def _warn_of_mistakes(source: Path, data: ImageData, files: dict[str, list[Path]]) -> None:
+    """Warn of data that a run would take and that nobody means; `files` are those of each part, {} if it has none."""
+    _warn_of_levels(source, data)
+    _warn_of_copies(source, data, files)
+    for y, n_images, problem in ((data.y_train, 1, "with only one training image"),
+                                 (data.y_test, 0, "without a test image, of which accuracies say nothing")):
+        counts = y.bincount(minlength=data.n_classes).tolist()
+        found = [repr(name) for name, n in zip(data.class_names, counts, strict=True) if n == n_images]
+        if found:
+            warnings.warn(f"{source}: classes {problem}: {_some(found)}", stacklevel=4)
+
+
+def _warn_of_copies(source: Path, data: ImageData, files: dict[str, list[Path]]) -> None:
+    """Warn of images that two parts have, equal in every byte."""
+    def name(part: str, row: int) -> str:
+        return os.path.relpath(files[part][row], source) if part in files else f"x_{part}[{row}]"
+
+    found, parts = [], _parts(data)
+    for part, other in (("test", "train"), ("test", "unlabeled"), ("unlabeled", "train")):
+        if {part, other} <= parts.keys() and (copies := _copies(parts[part][0], parts[other][0])):
+            pairs = [f"{name(part, row)} = {name(other, there)}" for row, there in copies[:3]]
+            found.append(f"{len(copies)} of {len(parts[part][0])} in {part} are also in {other} ({', '.join(pairs)}"
+                         + (", ...)" if len(copies) > 3 else ")"))
+    if found:
+        warnings.warn(f"{source}: identical images in two sets are a leak; keep each in one of them: "
+                      + "; ".join(found), stacklevel=4)
+
+
+def _copies(one: Tensor, other: Tensor) -> list[tuple[int, int]]:
+    """Rows of `one` (n, channels, height, width) that `other` has as well, each with the first such row there."""
+    images = [x.flatten(1).numpy() for x in (one, other)]
+    columns = np.linspace(0, images[0].shape[1] - 1, 32, dtype=np.int64)  # few images share these bytes and no others
+    samples = [np.ascontiguousarray(x[:, columns]).view("S32").ravel().tolist() for x in images]
+    shared = set(samples[0]) & set(samples[1])
+    ours, theirs = (
+        {row: hashlib.sha256(x[row]).digest() for row, sample in enumerate(of_x) if sample in shared}
+        for x, of_x in zip(images, samples, strict=True))
+    first = {digest: row for row, digest in reversed(theirs.items())}
+    return [(row, first[digest]) for row, digest in ours.items() if digest in first]
 
 
 def _warn_of_levels(source: Path, data: ImageData) -> None:
@@ -878,7 +927,8 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
       lists; `ImageData.unlabeled_names` are the paths as listed.
 
     Everything is decoded and held as uint8: n images of side s take ``3 n s^2`` bytes, those of ``semi_aves_unknown``
-    32 GB at 256 pixels. Arrays, folders and lists that are not used are named in a warning. Mean and standard deviation
+    32 GB at 256 pixels. Warnings name arrays, folders and lists that are not used, images that two of the parts share,
+    classes with one training image or no test image, and sets and classes of blank images. Mean and standard deviation
     are the published ones for CIFAR and STL-10, those of ImageNet for lists, and measured on the training images for
     everything else.
 

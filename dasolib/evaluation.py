@@ -1,7 +1,6 @@
 """What a trained network is worth: test counts along the way, stored outputs, and the numbers that are reported."""
 
 import math
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -74,10 +73,6 @@ class TestSet:
     __test__ = False  # the name is not for pytest
 
     def __init__(self, data, config, prior, normalize, home):
-        absent = sorted(set(range(data.n_classes)) - set(data.y_test.tolist()))
-        if absent:
-            warnings.warn(f"dataset={config.dataset!r} has no test image of {len(absent)} classes, the first of them "
-                          f"{data.class_names[absent[0]]!r}: accuracies are of the others alone", stacklevel=2)
         self.config, self.prior, self.normalize = config, prior, normalize
         self.images, self.target = data.x_test.to(home), data.y_test.to(home)
         n = len(self.images) if config.eval_images is None else min(config.eval_images, len(self.images))

@@ -407,7 +407,7 @@ def test_a_method_that_turns_images_needs_them_square():
 @pytest.mark.parametrize(("changes", "message"), [
     ({"batch_size": 27}, "batch_size=27 is larger than the labeled set of 26 images"),
     ({"mu": 14}, r"mu \* batch_size = 14 \* 4 is larger than the unlabeled set of 54 images"),
-    (NATURAL, "method='fixmatch' needs unlabeled images, dataset='toy' has none: give labeled_indices"),
+    (NATURAL, "method='fixmatch' needs unlabeled images, dataset='toy' has none: choose method=supervised"),
     (NATURAL | {"method": "distribution_estimate", "rebalance": "", "n_val": 8},
      "method='distribution_estimate' needs unlabeled images, dataset='toy' has none"),
     ({"network": "resnet34"}, "network='resnet34' takes images of three channels, those of dataset='toy' have 1"),

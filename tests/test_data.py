@@ -534,7 +534,8 @@ def test_an_array_that_is_not_used_is_named_in_a_warning(tmp_path):
     ({"y_train": np.zeros(6, bool)}, "'y_train' must hold integer labels.*bool"),
     ({"y_train": np.zeros((6, 14), int)}, r"'y_train' must hold one label per image.*\(6, 14\)"),
     ({"y_train": np.array([0, 1, 2, 0, 1])}, "'y_train' holds 5 labels for 6 images"),
-    ({"y_test": np.array([0, -1, 2])}, r"labels of test must be in 0\.\.2 \(3 classes\), found -1"),
+    ({"y_test": np.array([0, -1, 2])},
+     r"labels of test must be in 0\.\.2 \(3 classes\), found -1; unlabeled images go into x_unlabeled$"),
     ({"y_test": np.array([0, 3, 2]), "class_names": np.array(["a", "b", "c"])}, r"labels of test.*0\.\.2.*found 3"),
     ({"x_unlabeled": np.zeros((2, 5, 4, 3), np.uint8), "y_unlabeled": np.array([-2, 0])},
      r"labels of unlabeled must be in -1\.\.2.*found -2"),
@@ -792,11 +793,50 @@ def test_a_set_or_a_class_of_blank_images_is_named_in_a_warning(tmp_path):
         load_data(save_npz(tmp_path, x_train=x, y_train=np.array([0, 1, 2, 0, 1, 2]), x_unlabeled=0 * x))
 
 
+def test_copies_in_a_file_are_named_by_their_place(tmp_path):
+    x = toy_arrays()["x_train"]
+    with pytest.warns(UserWarning, match=r"2 of 3 in test are also in train \(x_test\[0\] = x_train\[1\], x_test"):
+        load_data(save_npz(tmp_path, x_test=np.stack([x[1], 255 - x[1], x[5]])))
+
+
 def test_an_image_with_one_other_pixel_is_not_blank(tmp_path, recwarn):
     x = np.zeros((2, 40, 40), np.uint8)
     x[0, 20, 21] = x[1, 3, 7] = 90
     load_data(save_npz(tmp_path, x_train=x, y_train=np.array([0, 1]), x_test=x[::-1, ::-1], y_test=np.array([0, 1])))
     assert not [w for w in recwarn if "single level" in str(w.message)]
+
+
+def test_classes_that_are_tested_or_learned_on_next_to_nothing_are_named(tmp_path):
+    with pytest.warns(UserWarning) as warned:
+        load_data(save_npz(tmp_path, class_names=np.array(["crow", "owl", "tern"]), y_test=np.array([0, 0, 0]),
+                           y_train=np.array([0, 0, 0, 1, 2, 2])))
+    texts = [str(w.message) for w in warned]
+    assert any(re.search("with only one training image: 'owl'$", text) for text in texts)
+    assert any(re.search("without a test image, .*: 'owl', 'tern'$", text) for text in texts)
+
+
+def test_identical_images_in_two_parts_are_counted_and_named_as_a_leak(tmp_path):
+    """Equal once decoded, whatever their files' names, formats and bytes; one that differs in one pixel is another."""
+    rng, root = np.random.default_rng(RNG_SEED), tmp_path / "data"
+    pixels = rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    paths = ("train/ant/0.png", "train/bee/1.png", "test/ant/2.png", "test/bee/3.png", "unlabeled/4.png")
+    for i, path in enumerate(paths):
+        save_image(root / path, Image.fromarray(pixels[i]))
+    with pytest.warns(UserWarning) as warned:
+        load_data(root)
+    assert not any("leak" in str(w.message) for w in warned)
+    nearly = pixels[1].copy()
+    nearly[17, 3, 1] ^= 1
+    for path, image in {"test/ant/a.bmp": pixels[0], "test/ant/b.png": pixels[1], "test/bee/c.tif": nearly,
+                        "unlabeled/deep/d.png": pixels[2], "unlabeled/e.png": pixels[1]}.items():
+        save_image(root / path, Image.fromarray(image))
+    with pytest.warns(UserWarning, match="identical images in two sets are a leak") as warned:
+        load_data(root)
+    text = next(str(w.message) for w in warned if "leak" in str(w.message))
+    assert "2 of 5 in test are also in train (test/ant/a.bmp = train/ant/0.png, " \
+           "test/ant/b.png = train/bee/1.png)" in text
+    assert "2 of 5 in test are also in unlabeled" in text and "test/ant/2.png = unlabeled/deep/d.png" in text
+    assert "1 of 3 in unlabeled are also in train (unlabeled/e.png = train/bee/1.png)" in text
 
 
 def test_images_in_the_lowest_levels_alone_are_warned_about(tmp_path):
@@ -1199,7 +1239,8 @@ def remove(name):
     (edit("test.txt", lambda lines: ["test/1.png -1", *lines]), r"test\.txt, line 1: .* in 0\.\.2, got -1"),
     (edit("u_train_in.txt", lambda lines: ["test/1.png -2"]), r"u_train_in\.txt, line 1: .* in -1\.\.2, got -2"),
     (edit("u_train_in.txt", lambda lines: ["test/1.png 3"]), r"u_train_in\.txt, line 1: .* in -1\.\.2, got 3"),
-    (edit("l_train_val.txt", lambda lines: ["test/1.png -1"]), r"l_train_val\.txt, line 1: .* >= 0, got -1"),
+    (edit("l_train_val.txt", lambda lines: ["test/1.png -1"]),
+     r"l_train_val\.txt, line 1: .* >= 0, got -1; unlabeled images go into u_train_in\.txt"),
     (edit("l_train_val.txt", lambda lines: [*lines, "test/1.png 4"]), "class 3 has no training image; 4 of 5"),
     (edit("l_train_val.txt", lambda lines: ["test/1.png 0"]), "at least 2 classes are needed, found 1"),
     (edit("l_train_val.txt", lambda lines: ["test/1.png"]), "line 1: must be the path of an image and its class, got"),

@@ -312,8 +312,3 @@ def test_the_table_of_predictions_names_the_likeliest_class():
     named = predictions(probs, ("a", "b", "c"), index=np.array([4, 9]), files=("x.png", "deep/y.png"))
     assert named.columns.tolist() == ["index", "file", "class", "confidence"]
     assert named["file"].tolist() == ["x.png", "deep/y.png"]
-
-
-def test_classes_without_a_test_image_are_named():
-    with pytest.warns(UserWarning, match="dataset='toy' has no test image of 1 classes, the first of them 'b'"):
-        test_set(random_data(absent=1))
