@@ -224,7 +224,7 @@ def choose(runs, *, methods, dataset, unlabeled, **settings):
     part = contenders(as_published(select(runs, dataset=dataset, unlabeled=unlabeled, **settings)))
     part = [run for method in methods for run in part if run.label == method]
     if dataset in SPLITS and len({_split(run) for run in part}) > 1:
-        main = make_config(dataset=dataset, method="supervised", unlabeled=unlabeled)
+        main = make_config("paper", dataset=dataset, method="supervised", unlabeled=unlabeled)
         main = tuple(getattr(main, name) for name in SETTING)
         part = [run for run in part if _split(run) == main] or part
     return part

@@ -480,15 +480,15 @@ def available_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def make_config(preset="paper", *, dataset, method, rebalance=(), seed=0, total_steps=None, threads=None, device="auto",
+def make_config(preset="cpu", *, dataset, method, rebalance=(), seed=0, total_steps=None, threads=None, device="auto",
                 **changes):
     """Build a `Config` from a preset and what shall differ from it.
 
     Parameters
     ----------
-    preset : {"paper", "cpu"}
-        ``paper``: WRN-28-2, B = 64, mu = 2, 250,000 steps; for Semi-Aves ResNet-34, B = 256, mu = 5, 90 epochs.
+    preset : {"cpu", "paper"}
         ``cpu``: WRN-10-1, B = 32, 10,000 steps.
+        ``paper``: WRN-28-2, B = 64, mu = 2, 250,000 steps; for Semi-Aves ResNet-34, B = 256, mu = 5, 90 epochs.
     dataset : str
         A name of `dasolib.data`, or a path; a file or folder called like a known set gets its split settings.
     method, rebalance, seed

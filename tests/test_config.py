@@ -23,6 +23,7 @@ from dasolib.config import (
 )
 from dasolib.methods import LEARNERS
 from dasolib.rebalance import REBALANCERS
+from dasolib.run_folder import project_root
 from dasolib.schedules import lr_at
 from tests.test_methods import LEGAL, label
 
@@ -596,7 +597,7 @@ def base_of(combination):
 def test_every_setting_changes_the_name_or_is_refused(combination):
     """No setting is accepted and forgotten, and no number changes under the same name."""
     base = base_of(combination)
-    plain = make_config(**base)
+    plain = make_config("paper", **base)
     without_effect = plain.without_effect()
     changed = refused = 0
     for name, value in plain.model_dump().items():
@@ -607,16 +608,16 @@ def test_every_setting_changes_the_name_or_is_refused(combination):
         if name in without_effect:
             refused += 1
             with pytest.raises(ValueError, match=f"{name}=.* would change nothing: {re.escape(without_effect[name])}"):
-                make_config(**base | {name: new})
+                make_config("paper", **base | {name: new})
         elif name == "prototypes_from" and "see_feats" not in LEARNERS[plain.method].asks:
             with pytest.raises(ValueError, match="prototypes_from='student' with method="):
-                make_config(**base | {name: new})
+                make_config("paper", **base | {name: new})
         elif name == "source" and "darp" in plain.rebalance:
             # Where the class counts were found is no part of a run; what they are is, in the record of its folder.
-            assert make_config(**base | {name: new}).identity() == plain.identity()
+            assert make_config("paper", **base | {name: new}).identity() == plain.identity()
         else:
             changed += 1
-            other = make_config(**base | {name: new})
+            other = make_config("paper", **base | {name: new})
             assert getattr(other, name) == new
             assert other.identity() != plain.identity(), name
             assert other.run_name() != plain.run_name(), name
@@ -630,7 +631,7 @@ def test_every_setting_of_method_and_parts_has_an_effect_unless_the_learner_says
     learner = LEARNERS[method]
     used = {*learner.settings, *learner.draw_settings}
     used |= {name for part in rebalance for name in REBALANCERS[part].settings}
-    made = make_config(**base_of(combination))
+    made = make_config("paper", **base_of(combination))
     excused = set(learner.no_effect) & used
     assert used & set(made.without_effect()) == excused
     assert used - excused <= set(made.identity())
@@ -655,7 +656,7 @@ def test_the_name_ignores_listing_order_threads_device_and_the_place_of_the_data
 def test_a_field_that_older_runs_lack_leaves_their_names_as_they_were():
     """The names are those of runs that were made before there was another network or crop, a compiled step ..."""
     assert make_config("cpu", dataset="mnist5k", method="fixmatch").run_name() == "mnist5k-fixmatch-s0-09bfb4a0"
-    made = make_config(dataset="stl10", method="remixmatch", rebalance="crest")
+    made = make_config("paper", dataset="stl10", method="remixmatch", rebalance="crest")
     assert made.run_name() == "stl10-remixmatch-crest-s0-b76d03ee"
     crt = {"method": "supervised", "rebalance": "crt", "source": "runs/cpu_study/mnist5k-supervised-s0-96bceb88"}
     crt |= {"n_val": 400, "lr": 0.1, "total_steps": 1000, "unlabeled": "equal"}
@@ -689,6 +690,13 @@ def test_natural_imbalance_survives_json():
 )
 def test_the_name_of_a_data_set_is_the_last_part_of_its_path(path, name):
     assert dataset_name(path) == name
+
+
+def test_the_preset_of_a_call_without_one_is_that_of_the_notebook():
+    cells = json.loads((project_root() / "notebooks/train.ipynb").read_text())["cells"]
+    parameters = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ()))
+    preset = re.search(r'^preset: str = "(\w+)"', parameters, re.MULTILINE)[1]
+    assert make_config(**DASO).run_name() == make_config(preset, **DASO).run_name()
 
 
 def test_threads_default_to_the_cores_of_this_process():
