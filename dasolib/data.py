@@ -39,6 +39,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 
 FOLDER_RESOLUTION = 32  # pixels; what a folder is decoded to unless told otherwise
+TOO_LARGE = 4  # times that, and larger images lose what a user should know of
 LABELED_LIST, TEST_LIST = "l_train_val.txt", "test.txt"
 KNOWN_LIST, UNKNOWN_LIST = "u_train_in.txt", "u_train_out.txt"  # unlabeled images of these classes, and of others
 LOW_RANGE = 16  # of 256 levels: below this all pixels of a set are as good as black
@@ -485,7 +486,7 @@ def _check_classes(source: Path, y_train: np.ndarray, n_classes: int,
 # ---- image folders ----
 
 
-def _folder(root: Path, resolution: int, skip_unreadable: bool) -> ImageData:
+def _folder(root: Path, resolution: int | None, skip_unreadable: bool) -> ImageData:
     for part in ("train", "test"):
         if not (root / part).is_dir():
             raise ValueError(f"{root} has no folder {part!r}; expected are train/<class>/, test/<class>/ and, where "
@@ -587,7 +588,7 @@ def _list_images(folder: Path, litter: Counter, loops: list[str]) -> list[Path]:
     return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def _decode_all(source: Path, *parts: Sequence[Path], resolution: int, skip_unreadable: bool,
+def _decode_all(source: Path, *parts: Sequence[Path], resolution: int | None, skip_unreadable: bool,
                 suffixes: tuple[str, ...] = ("",)) -> tuple[list[Tensor], list[Tensor], bool]:
     """Decode images; refuse those that cannot be read, or leave them out.
 
@@ -602,27 +603,28 @@ def _decode_all(source: Path, *parts: Sequence[Path], resolution: int, skip_unre
     all_grey : bool
         Whether every image of all parts is grey.
     """
+    is_default, resolution = resolution is None, FOLDER_RESOLUTION if resolution is None else resolution
     paths = [path for part in parts for path in part]
     check_memory(f"{source}: resolution={resolution} for {len(paths)} images", len(paths) * 3 * resolution ** 2,
                  "choose a smaller resolution or fewer images")
     tensors = [torch.empty((len(part), 3, resolution, resolution), dtype=torch.uint8) for part in parts]
     places = [place for tensor in tensors for place in tensor.numpy()]
 
-    def decode(path: Path, place: np.ndarray, full_scale: int = FULL_16_BIT) -> tuple[bool, int, str]:
-        """Whether an image is grey, its largest value of 16 bits, and why it cannot be read."""
+    def decode(path: Path, place: np.ndarray, full_scale: int = FULL_16_BIT) -> tuple[bool, int, int, str]:
+        """Whether an image is grey, its shorter side, its largest value of 16 bits, and why it cannot be read."""
         if not path.name.lower().endswith(suffixes):
-            return True, 0, f"its name must end in one of {', '.join(suffixes)}"
+            return True, 0, 0, f"its name must end in one of {', '.join(suffixes)}"
         try:
-            image, largest = _decode(path, resolution, full_scale)
+            image, side, largest = _decode(path, resolution, full_scale)
         except ValueError as error:
-            return True, 0, str(error)
+            return True, 0, 0, str(error)
         place[:] = image if image.ndim == 2 else image.transpose(2, 0, 1)  # grey fills all three channels
-        return image.ndim == 2, largest, ""
+        return image.ndim == 2, side, largest, ""
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow decodes outside Python's lock
         decoded = list(tqdm(pool.map(decode, paths, places), desc="decoding images", total=len(paths),
                             disable=len(paths) <= 1000))
-        are_grey, largest, reasons = zip(*decoded, strict=True)
+        are_grey, sides, largest, reasons = zip(*decoded, strict=True)
         full_scale = max(largest[:len(parts[0])])
         if 0 < full_scale < NARROW_16_BIT:
             wide = (list(compress(each, largest)) for each in (paths, places))
@@ -646,14 +648,19 @@ def _decode_all(source: Path, *parts: Sequence[Path], resolution: int, skip_unre
                       f"and are scaled from 0..{full_scale} to 0..255"
                       + (f"; {n_above} of the other images have larger ones, which become 255" if n_above else ""),
                       stacklevel=4)
+    large = [side for side in sides if side > TOO_LARGE * resolution]
+    if is_default and large:
+        warnings.warn(f"{source}: all images are decoded to squares of {resolution} pixels, and {len(large)} of "
+                      f"{len(paths)} are more than {TOO_LARGE} times as large (shorter side up to {max(large)}); give "
+                      f"resolution, a larger side, or {resolution} where that is enough", stacklevel=4)
     return tensors, readable, all(are_grey)
 
 
-def _decode(path: Path, resolution: int, full_scale: int) -> tuple[np.ndarray, int]:
-    """(resolution, resolution) array of a grey image, (resolution, resolution, 3) of any other; largest 16-bit value.
+def _decode(path: Path, resolution: int, full_scale: int) -> tuple[np.ndarray, int, int]:
+    """(resolution, resolution) array of a grey image, (resolution, resolution, 3) of any other; side; largest value.
 
-    The latter is 0 for images of 8 bits; `full_scale` is the 16-bit value that becomes 255. The `ValueError` for what
-    cannot be read says why, not where.
+    The side is the shorter one of the file's image, in pixels. The largest value is that of 16 bits, 0 for an image of
+    8; `full_scale` is the one that becomes 255. The `ValueError` for what cannot be read says why, not where.
     """
     if not path.exists():
         raise ValueError("there is no such file")
@@ -668,7 +675,7 @@ def _decode(path: Path, resolution: int, full_scale: int) -> tuple[np.ndarray, i
                 image = image.transpose(turn)
             # `fit` resizes the shorter side and crops the centre in one go; Pillow antialiases.
             square = ImageOps.fit(image, (resolution, resolution), method=Image.Resampling.BILINEAR)
-            return np.asarray(square), largest
+            return np.asarray(square), min(image.size), largest
     except MemoryError:
         raise
     except Exception as error:  # what Pillow raises on damaged bytes depends on the format and on the byte
@@ -702,7 +709,7 @@ def _eight_bit(image: Image.Image, full_scale: int) -> tuple[Image.Image, int]:
 # ---- lists of images ----
 
 
-def _listed(name: str, root: Path, resolution: int, skip_unreadable: bool,
+def _listed(name: str, root: Path, resolution: int | None, skip_unreadable: bool,
             unlabeled_lists: Sequence[str]) -> ImageData:
     """Read images that lists beside them name, as the Semi-Aves challenge distributes its birds."""
     train, y_train = _read_list(root / LABELED_LIST)
@@ -747,7 +754,7 @@ def _check_listed(root: Path, paths: list[str], labels: list[int]) -> None:
                       stacklevel=5)
 
 
-def _listed_folder(root: Path, resolution: int, skip_unreadable: bool) -> ImageData:
+def _listed_folder(root: Path, resolution: int | None, skip_unreadable: bool) -> ImageData:
     if (root / UNKNOWN_LIST).exists():
         warnings.warn(f"{root}: {UNKNOWN_LIST} is not used; images of unknown class may stand in {KNOWN_LIST}, with "
                       f"the class -1", stacklevel=3)
@@ -755,7 +762,7 @@ def _listed_folder(root: Path, resolution: int, skip_unreadable: bool) -> ImageD
                    [KNOWN_LIST] if (root / KNOWN_LIST).exists() else [])
 
 
-def _semi_aves(name: str, unlabeled_lists: Sequence[str], root: Path, resolution: int,
+def _semi_aves(name: str, unlabeled_lists: Sequence[str], root: Path, resolution: int | None,
                skip_unreadable: bool) -> ImageData:
     """Both data sets of that name lie in one folder; they differ in the unlabeled images."""
     folder = root / LISTED
@@ -940,8 +947,8 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
         Folder of the downloaded data sets; created when needed. Relative paths, here and in `dataset`, count from the
         current folder.
     resolution : int, optional
-        Side in pixels, > 0, to which the images of a folder or of lists are decoded; 32 when None. All other sources
-        keep their own size and refuse it.
+        Side in pixels, > 0, to which the images of a folder or of lists are decoded; 32 when None, with a warning where
+        images are more than four times as large. All other sources keep their own size and refuse it.
     skip_unreadable : bool
         Of a folder or of lists, leave out the files that cannot be read as an image, and name them in a warning,
         instead of refusing them. All other sources refuse it.
@@ -979,12 +986,11 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
     if not isinstance(dataset, str | Path) or not str(dataset):
         raise ValueError(f"dataset must be {choices}, got {dataset!r}")
     path = Path(dataset)
-    side = FOLDER_RESOLUTION if resolution is None else resolution
     try:
         if dataset in DECODED:
-            return DATASETS[dataset](Path(root), side, skip_unreadable)
+            return DATASETS[dataset](Path(root), resolution, skip_unreadable)
         if dataset not in DATASETS and path.is_dir():
-            return (_listed_folder if (path / LABELED_LIST).exists() else _folder)(path, side, skip_unreadable)
+            return (_listed_folder if (path / LABELED_LIST).exists() else _folder)(path, resolution, skip_unreadable)
     except OSError as error:  # of a folder; what is wrong with an image or a list is told where it is read
         raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
     if dataset not in DATASETS and path.suffix.lower() != ".npz":

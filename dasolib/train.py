@@ -110,7 +110,8 @@ def run(config, run_dir=None, *, progress=True, resident=None):
         seconds = training.restore(state)
         folder.begin(environment(device, config.threads), start)
         metrics = folder.cut_back(start)
-        say(f"{run_dir.name}: {len(batches.x)} labeled, {len(batches.u)} unlabeled, {len(test.images)} test images; "
+        say(f"{run_dir.name}: {len(batches.x)} labeled, {len(batches.u)} unlabeled, {len(test.images)} test images "
+            f"of {' x '.join(map(str, data.x_train.shape[2:]))} pixels; "
             f"{device}, {config.threads} threads, {config.precision}" + (f", from step {start}" if start else ""))
         with names_file(folder.path / "events"):
             events = SummaryWriter(folder.path / "events")

@@ -866,6 +866,17 @@ def test_an_oblong_image_is_resized_by_its_shorter_side_and_its_centre_kept(size
     torch.testing.assert_close(got, expected, atol=1, rtol=0)  # rounding may differ by one level
 
 
+def test_photos_more_than_four_times_as_large_as_they_are_decoded_are_warned_about(tmp_path, recwarn):
+    """Unless a side is chosen, be it the same."""
+    save_image(save_folder(tmp_path) / "test/ant/2.png", plain(RED, (128, 200)))
+    load_data(tmp_path)
+    save_image(tmp_path / "test/ant/2.png", plain(RED, (200, 129)))
+    load_data(tmp_path, resolution=32)
+    assert not any("times as large" in str(w.message) for w in recwarn)
+    with pytest.warns(UserWarning, match=r"squares of 32 pixels, and 1 of 7 are more .* \(shorter side up to 129\)"):
+        load_data(tmp_path)
+
+
 def test_shrinking_averages_instead_of_skipping_pixels(tmp_path):
     """One white column in eight: the average is 255 / 8 = 32 everywhere; a sample at each centre would see none."""
     stripes = np.zeros((64, 64), np.uint8)

@@ -510,7 +510,7 @@ def test_a_run_says_what_it_trains_on_and_shows_its_progress(dataset, tmp_path, 
     run(tiny_config(dataset, device="auto"), tmp_path / "shown")
     said = capsys.readouterr()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    assert f"shown: 26 labeled, 54 unlabeled, 60 test images; {device}, 1 threads, fp32\n" in said.out
+    assert f"shown: 26 labeled, 54 unlabeled, 60 test images of 12 x 12 pixels; {device}, 1 threads, fp32\n" in said.out
     assert "fixmatch-daso: 100%" in said.err and "6/6" in said.err
 
 
