@@ -201,8 +201,9 @@ def test_train_has_the_papers_preset(tmp_path):
 def test_train_takes_own_data_with_natural_imbalance_and_a_method_without_pseudo_labels(tmp_path):
     notebook = execute("train", tmp_path, {
         "dataset": save_tiny(tmp_path), "method": "supervised", "rebalance": "la", "total_steps": 2, "batch_size": 4,
-        "labeled_indices": list(range(0, 160, 4)), "threads": 1, "run_dir": str(tmp_path / "run"),
+        "labeled_indices": list(range(0, 160, 4)), "flip": False, "threads": 1, "run_dir": str(tmp_path / "run"),
     }, cwd=NOTEBOOKS)
+    assert load_run(tmp_path / "run").config["flip"] is False
     assert "Supervised + LA on tiny" in reading(notebook)
     assert len(pictures(notebook)) == 2
 
