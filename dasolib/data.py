@@ -554,7 +554,9 @@ def _class_folders(folder: Path, litter: Counter) -> tuple[str, ...]:
     if outside:
         raise ValueError(f"{folder}: files outside the class folders; images belong in {folder / '<class>'}, anything "
                          "else elsewhere:" + _listing(outside))
-    return tuple(entry.name for entry in entries)
+    names = tuple(entry.name for entry in entries)
+    are_numbers = all(name.isascii() and name.isdigit() for name in names)
+    return tuple(sorted(names, key=int)) if are_numbers else names
 
 
 def _list_labeled(folder: Path, class_names: tuple[str, ...], litter: Counter,
@@ -920,7 +922,7 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
       (``train_images``, ``train_labels``, ``test_images``, ``test_labels``); their ``val_images`` and ``val_labels``
       are ignored. The number of classes is that of ``class_names``, else the largest label plus 1.
     * the path of a folder: ``train/<class>/``, ``test/<class>/`` and optionally ``unlabeled/``, with images at any
-      depth. Classes are sorted by name, images by path. Hidden files and what
+      depth. Classes are sorted by name, or by number where every name is one, images by path. Hidden files and what
       systems leave behind (``Thumbs.db``, ``__MACOSX`` ...) are ignored; any other file that is no image is refused,
       and so is a link to a folder that is read already. The camera's orientation is applied, the centre square is
       resized to `resolution` (bilinear, antialiased; the same as resizing the shorter side and cropping the centre),

@@ -696,6 +696,20 @@ def test_a_folder_of_colour_images_is_read_in_the_order_of_names(tmp_path):
     assert data.x_unlabeled is None and data.unlabeled_names is None
 
 
+@pytest.mark.parametrize(("names", "order"), [
+    ([str(k) for k in range(12)], [str(k) for k in range(12)]), (["10", "9", "007"], ["007", "9", "10"]),
+    (["10", "9", "nine"], ["10", "9", "nine"]),
+], ids=["numbers", "leading zeros", "a word among numbers"])
+def test_classes_that_are_all_called_by_numbers_are_in_the_order_of_these(names, order, tmp_path):
+    for name in names:
+        for part in ("train", "test"):
+            save_image(tmp_path / part / name / "1.png", plain(int(name) if name.isdigit() else 99, mode="L"))
+    data = load_data(tmp_path)
+    assert list(data.class_names) == order
+    levels = [int(name) if name.isdigit() else 99 for name in order]
+    assert data.x_train[:, 0, 0, 0].tolist() == data.x_test[:, 0, 0, 0].tolist() == levels
+
+
 def test_the_unlabeled_images_of_a_folder_are_found_at_any_depth_and_named(tmp_path):
     save_folder(tmp_path)
     for name, color in {"b.png": RED, "a/z.png": GREEN, "a/deep/y.png": BLUE, ".hidden/x.png": RED}.items():
