@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from dasolib import augment, resample
+from dasolib.config import SPLITS, dataset_name
+from dasolib.data import DATASETS
 from dasolib.methods import LEARNERS
 from dasolib.methods.step import Batch
 from dasolib.rebalance import REBALANCERS
@@ -28,7 +30,17 @@ SAMPLER_BETA = 0.999  # of the class-aware sampler
 
 def make_split(config, data):
     """Split `data` as `config` says: labeled, unlabeled and validation positions."""
-    split = _run_split(config, data)
+    try:
+        split = _run_split(config, data)
+    except ValueError as error:
+        name = dataset_name(config.dataset)
+        if config.dataset in DATASETS or name not in SPLITS:
+            raise
+        taken = ", ".join(f"{setting}={value!r}" for setting, value in SPLITS[name].items()
+                          if getattr(config, setting) == value)
+        raise ValueError(f"dataset={config.dataset!r}: is called like a known data set and gets its settings, {taken}, "
+                         f"which do not fit ({error}); rename it to keep its own class frequencies, or give these "
+                         "settings values that fit") from error
     if LEARNERS[config.method].estimates:
         split = estimation_split(data.y_train.numpy(), split, n_classes=data.n_classes)
     return split

@@ -419,6 +419,17 @@ def test_what_the_data_cannot_give_is_refused(changes, message):
         make_batches(**changes)
 
 
+@pytest.mark.parametrize(("dataset", "changes", "message"), [
+    ("mine/cifar10", {"n_val": 5000}, r"called like a known data set and gets its settings, n_val=5000, which do not "
+                                      r"fit \(n_val=5000 takes 1250 .*\); rename it"),
+    ("mine/cifar100.npz", {"n1": 150}, r"gets its settings, n1=150, which do not fit \(n1 \+ m1 = 150 .*\); rename it"),
+    ("mine/digits", {"n1": 150}, r"^n1 \+ m1 = 150 \+ 24"),
+])
+def test_where_a_split_that_does_not_fit_comes_from_is_said_of_own_data_with_a_known_name(dataset, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_split(tiny_config(dataset, **{"n_val": 0} | changes), toy_data())
+
+
 def test_supervised_training_needs_no_unlabeled_images():
     batches = make_batches(method="supervised", rebalance="", **NATURAL)
     assert len(batches.u) == 0 and batches.at(0)[0].x.shape[0] == 4
