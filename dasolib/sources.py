@@ -2,19 +2,22 @@
 
 import hashlib
 import json
+import math
 import shlex
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file
+from safetensors import torch as safetensors
 from torch import Tensor
 
 from dasolib.config import YOUNGER
+from dasolib.models import build_network
 from dasolib.run_folder import project_root, resolve
 
 SAME_SPLIT = ("seed", "n1", "m1", "gamma_l", "gamma_u", "unlabeled", "n_val", "labeled_indices", "data_sha256")
 SAME_NETWORK = ("network", "depth", "width")
 NETWORK = "model.safetensors"  # of a run folder
+NAMED = 3  # weights that a refusal names; of further ones it gives the number
 
 
 class TrainedNetwork(NamedTuple):
@@ -43,7 +46,8 @@ def trained_network(config, data):
     Raises
     ------
     ValueError
-        If the source is no run, is not finished, or had other data, another split, or another network.
+        If the source is no run, is not finished, had other data, another split, or another network, or its file does
+        not hold exactly the weights of the encoder, all of them finite.
     """
     if not config.needs("source"):
         return None
@@ -54,8 +58,39 @@ def trained_network(config, data):
     if not file.exists():
         raise ValueError(f"source={config.source!r} has no {file.name}: committed results come without the network; "
                          "run it again in another folder")
-    weights = {name: weight for name, weight in load_file(file).items() if not name.startswith(("head.", "heads."))}
-    return TrainedNetwork(weights, hashlib.sha256(file.read_bytes()).hexdigest())
+    content = file.read_bytes()
+    try:
+        weights = _encoder(safetensors.load(content))
+    except Exception as error:  # whatever damage makes of a file
+        raise ValueError(f"source={config.source!r}: {file} is damaged ({error}); run it again in another "
+                         "folder") from None
+    net = build_network(config, n_classes=data.n_classes, in_channels=data.x_train.shape[1], heads={}, predictor=None,
+                        generator=torch.Generator())
+    wrong = _differences(weights, _encoder(net.state_dict()))
+    if wrong:
+        more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        raise ValueError(f"source={config.source!r}: {file} is not the network of this run: "
+                         f"{'; '.join(wrong[:NAMED])}{more}; run it again in another folder")
+    return TrainedNetwork(weights, hashlib.sha256(content).hexdigest())
+
+
+def _encoder(weights):
+    return {name: weight for name, weight in weights.items() if not name.startswith(("head.", "heads."))}
+
+
+def _differences(weights, expected):
+    """Say of each weight what keeps it from taking the place of the expected one."""
+    found = [f"no {name}" for name in expected if name not in weights]
+    for name, weight in weights.items():
+        there = f"{weight.dtype} {tuple(weight.shape)}".removeprefix("torch.")
+        if name not in expected:
+            found.append(f"unknown {name}")
+        elif (weight.dtype, weight.shape) != (expected[name].dtype, expected[name].shape):
+            here = f"{expected[name].dtype} {tuple(expected[name].shape)}".removeprefix("torch.")
+            found.append(f"{name} is {there}, not {here}")
+        elif not weight.isfinite().all():
+            found.append(f"{name} is not finite")
+    return found
 
 
 def unlabeled_counts(config, data, hidden):
@@ -75,7 +110,8 @@ def unlabeled_counts(config, data, hidden):
     Raises
     ------
     ValueError
-        If there is no such run, several disagree, or none of its estimates was accepted.
+        If there is no such run, several disagree, one holds anything else than a finite count >= 0 for each class, or
+        none of its estimates was accepted.
     """
     if not config.needs("unlabeled_counts"):
         return None
@@ -89,9 +125,9 @@ def unlabeled_counts(config, data, hidden):
         if record["method"] != "distribution_estimate":
             raise ValueError(f"source={config.source!r} is a run of {record['method']}; the class counts come from one "
                              "of distribution_estimate")
-        found = {folder: _estimate(folder)}
+        found = {folder: _estimate(folder, data.n_classes)}
     else:
-        found = {folder: _estimate(folder) for folder in _estimate_runs(config, data)}
+        found = {folder: _estimate(folder, data.n_classes) for folder in _estimate_runs(config, data)}
     if not found:
         raise ValueError(f"rebalance='darp' aims at the class counts of the unlabeled images, and "
                          f"unlabeled={config.unlabeled!r} does not tell them. Estimate them first:\n"
@@ -148,5 +184,12 @@ def _estimate_runs(config, data):
             yield file.parent
 
 
-def _estimate(folder):
-    return json.loads((folder / "result.json").read_text())["unlabeled_counts"]
+def _estimate(folder, n_classes):
+    counts = json.loads((folder / "result.json").read_text()).get("unlabeled_counts", ())
+    is_estimate = counts is None or (
+        isinstance(counts, list) and len(counts) == n_classes
+        and all(type(count) in (int, float) and 0 <= count < math.inf for count in counts) and sum(counts) > 0)
+    if not is_estimate:
+        raise ValueError(f"source={str(folder)!r}: unlabeled_counts={counts!r} in its result.json must hold "
+                         f"{n_classes} finite counts >= 0 that are not all 0; run it again in another folder")
+    return counts

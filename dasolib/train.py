@@ -106,7 +106,7 @@ def run(config, run_dir=None, *, progress=True, resident=None):
         batches.select(None if state is None else state.get("selected"))
         training = new_training(batches.population(aim and aim.counts, max(start - 1, 0) // config.generation_steps))
         if start_from is not None:
-            training.net.load_state_dict(start_from.weights, strict=False)
+            training.net.load_state_dict(training.net.state_dict() | start_from.weights)
         seconds = training.restore(state)
         folder.begin(environment(device, config.threads), start)
         metrics = folder.cut_back(start)

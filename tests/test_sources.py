@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dasolib import augment
 from dasolib.batches import make_split
@@ -74,8 +74,8 @@ def test_crt_starts_from_the_encoder_as_it_was_evaluated_and_a_new_head(method, 
 
     training, _ = make_training(config, data)
     fresh = {name: value.clone() for name, value in training.net.state_dict().items()}
-    missing, unexpected = training.net.load_state_dict(loaded.weights, strict=False)
-    assert set(missing) == {"head.weight", "head.bias"} and unexpected == []
+    assert set(loaded.weights) == {*fresh} - {"head.weight", "head.bias"}
+    training.net.load_state_dict(fresh | loaded.weights)
     for name, value in training.net.state_dict().items():
         assert torch.equal(value, (evaluated if is_encoder(name) else fresh)[name]), name
     assert not torch.equal(fresh["head.weight"], evaluated["head.weight"])
@@ -196,6 +196,43 @@ def test_a_source_without_its_network_is_refused(dataset, finished, tmp_path):
     (tmp_path / "source" / "model.safetensors").unlink()
     config = tiny_config(dataset, **CRT, source=str(tmp_path / "source"))
     refuses(config, tmp_path / "run", "source='.*' has no model.safetensors: committed results come without")
+
+
+def without(part):
+    return lambda weights: {name: weight for name, weight in weights.items() if part not in name}
+
+
+def changed(**new):
+    return lambda weights: weights | {name: change(weights[name]) for name, change in new.items()}
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda weights: {name: weight for name, weight in weights.items() if not is_encoder(name)},
+     r"no stem\.weight; no [\w.]+; no [\w.]+ and \d+ more"),
+    (without("bn.running_var"), r"no bn\.running_var"),
+    (lambda weights: weights | {"stem.bias": torch.zeros(16)}, r"unknown stem\.bias"),
+    (changed(**{"stem.weight": lambda weight: weight[:8].clone()}),
+     r"stem\.weight is float32 \(8, 1, 3, 3\), not float32 \(16, 1, 3, 3\)"),
+    (changed(**{"bn.weight": lambda weight: weight.double()}), r"bn\.weight is float64 \(64,\), not float32 \(64,\)"),
+    (changed(**{"bn.running_var": lambda weight: weight * float("inf")}), r"bn\.running_var is not finite"),
+    (changed(**{"bn.bias": lambda weight: weight.fill_(float("nan"))}), r"bn\.bias is not finite"),
+], ids=["encoder missing", "one missing", "one more", "shape", "type", "infinite", "not a number"])
+def test_a_source_that_is_not_exactly_the_encoder_is_refused_by_name(change, message, dataset, finished, tmp_path):
+    shutil.copytree(finished(method="supervised", rebalance=""), tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+    save_file(change(load_file(file)), file)
+    config = tiny_config(dataset, **CRT, source=str(tmp_path / "source"))
+    refuses(config, tmp_path / "run", f"^source='.*source': .*{file.name} is not the network of this run: {message};")
+
+
+def test_a_source_whose_file_is_damaged_is_refused_by_name(dataset, finished, tmp_path):
+    shutil.copytree(finished(method="supervised", rebalance=""), tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+    content = file.read_bytes()
+    config = tiny_config(dataset, **CRT, source=str(tmp_path / "source"))
+    for damaged in (b"", content[:-1], b"x" + content):
+        file.write_bytes(damaged)
+        refuses(config, tmp_path / "run", rf"^source='.*source': .*{file.name} is damaged \(.*; run it again")
 
 
 @pytest.mark.parametrize(("changes", "difference"), [
@@ -417,6 +454,15 @@ def test_an_estimate_that_was_not_accepted_does_not_hide_one_that_was(dataset, w
 def test_an_estimate_without_an_accepted_one_is_refused(source, dataset, project, finished):
     shutil.copytree(finished(**ESTIMATE, lr=1e-6), project / "runs" / "useless")
     with pytest.raises(ValueError, match="source='.*runs/useless': none of its estimates was accepted"):
+        aim_of(dataset, **source)
+
+
+@pytest.mark.parametrize("source", [{}, {"source": "runs/deep/estimate"}], ids=["found", "named"])
+@pytest.mark.parametrize("counts", [[9.0, 9.0, 9.0], [9.0] * 5, [9.0, 9.0, 9.0, -1.0], [9.0, 9.0, 9.0, float("nan")],
+                                    [9.0, 9.0, 9.0, float("inf")], [0.0] * 4, "9999", [True] * 4, {}], ids=str)
+def test_an_estimate_that_is_no_count_for_each_class_is_refused_by_name(source, counts, dataset, with_estimate):
+    edit_json(with_estimate / "runs" / "deep" / "estimate" / "result.json", unlabeled_counts=counts)
+    with pytest.raises(ValueError, match=r"source='.*estimate': unlabeled_counts=.* must hold 4 finite counts >= 0"):
         aim_of(dataset, **source)
 
 
