@@ -40,6 +40,11 @@ def predict(net, images, normalize):
     -------
     feats : Tensor of shape (N, feat_dim)
     logits : Tensor of shape (N, K)
+
+    Raises
+    ------
+    FloatingPointError
+        If one of the logits is NaN or infinite.
     """
     device = next(net.parameters()).device
     was_training, feats, done = net.training, None, 0
@@ -52,7 +57,11 @@ def predict(net, images, normalize):
         feats[done:done + len(part)] = part
         done += len(part)
     net.train(was_training)
-    return feats, net.predict(feats)
+    logits = net.predict(feats)
+    if not logits.isfinite().all():
+        raise FloatingPointError(f"the logits of {int((~logits.isfinite()).any(dim=1).sum())} of {len(images)} images "
+                                 "are not finite")
+    return feats, logits
 
 
 class TestSet:
@@ -221,6 +230,11 @@ def outputs(training, test, batches, pseudo_labeled):
         or in the separate pile, ``unlabeled_target`` (U,) with -1 for unknown, ``linear``, ``semantic`` (where the
         method has it) and ``final`` probabilities (U, K) float16; ``feats`` (at most 5000, feat_dim) float16 and
         ``feats_row`` their rows among the unlabeled images.
+
+    Raises
+    ------
+    FloatingPointError
+        If a number is NaN or infinite, or a feature too large for float16.
     """
     arrays = {"test_logits": predict(training.evaluated, test.images, test.normalize)[1], "test_target": test.target,
               "unlabeled_index": torch.as_tensor(batches.unlabeled_index), "unlabeled_target": batches.u_target}
@@ -231,6 +245,8 @@ def outputs(training, test, batches, pseudo_labeled):
         rows = torch.randperm(len(feats), generator=host_generator(0, "stored features"))
         rows = rows[:STORED_FEATURES].sort().values
         arrays |= {"feats_row": rows, "feats": feats[rows.to(feats.device)].half()}
+    if bad := [name for name, tensor in arrays.items() if not tensor.isfinite().all()]:
+        raise FloatingPointError(f"outputs.npz: {', '.join(bad)} would not be finite")
     return {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
 
 

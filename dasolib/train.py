@@ -3,7 +3,7 @@
 import functools
 import time
 import warnings
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import torch
 from safetensors import torch as safetensors
@@ -68,7 +68,8 @@ def run(config, run_dir=None, *, progress=True, resident=None):
     ConnectionError
         If data or ImageNet weights are to be downloaded and cannot be.
     FloatingPointError
-        If a loss was NaN or infinite: names the first such step and its terms. No checkpoint is written after it.
+        If a loss, a number of the state or a logit was NaN or infinite: names the step and what. Nothing is written
+        after it.
     """
     device = choose_device(config.device)
     prepare_host(config.threads)
@@ -95,7 +96,7 @@ def run(config, run_dir=None, *, progress=True, resident=None):
     run_dir = resolve(run_dir or f"runs/{config.run_name()}")
     say = tqdm.write if progress else lambda text: None
 
-    with RunFolder(run_dir, config, data, taken) as folder, closing(batches):
+    with RunFolder(run_dir, config, data, taken) as folder, closing(batches), diverged_explained(folder, lambda: t + 1):
         result = folder.result()
         if result is not None:
             say(f"{run_dir.name} is finished; nothing to do")
@@ -120,7 +121,7 @@ def run(config, run_dir=None, *, progress=True, resident=None):
         window = Window(data.n_classes, device)
         began, window_began = time.perf_counter() - seconds, time.perf_counter()
 
-        name = "-".join((config.method, *config.rebalance))
+        name, t = "-".join((config.method, *config.rebalance)), start - 1
         for t in tqdm(range(start, config.total_steps), desc=name, initial=start, total=config.total_steps,
                       disable=not progress, mininterval=1):
             if t and t % config.generation_steps == 0:
@@ -131,7 +132,7 @@ def run(config, run_dir=None, *, progress=True, resident=None):
 
             if (t + 1) % config.eval_steps == 0 or t + 1 == config.total_steps:
                 window.stop_if_not_finite()
-                training.stop_if_not_finite(t)
+                training.stop_if_not_finite()
                 n_steps = t + 1 - (metrics[-1]["step"] if metrics else 0)
                 speed = n_steps * batches.images_per_step / (time.perf_counter() - window_began)
                 plain, adjusted = test.evaluate(training.evaluated, step=t + 1)
@@ -166,6 +167,18 @@ def run(config, run_dir=None, *, progress=True, resident=None):
             result["unlabeled_counts"] = average_estimates([record["unlabeled_estimate"] for record in metrics])
         write_json(folder.path / "result.json", result)  # last: its presence says that the run is finished
     return result
+
+
+@contextmanager
+def diverged_explained(folder, steps):
+    """Have a `FloatingPointError` say after how many steps, as `steps` returns, it ended the run, and what is left."""
+    try:
+        yield
+    except FloatingPointError as error:
+        folder.flush()
+        kept = "the checkpoint before is kept" if folder.checkpoint.exists() else "there is no checkpoint before"
+        raise FloatingPointError(f"{error}. The run stopped after {steps()} steps, and {kept}; run again, it stops "
+                                 "there again: choose a smaller lr or precision='fp32'") from error
 
 
 def choose_device(name):
@@ -220,6 +233,7 @@ def next_generation(old, new_training, batches, test, aim, t):
     t : int
         First step of the new generation.
     """
+    old.stop_if_not_finite()
     logits = predict(old.evaluated, batches.u, test.normalize)[1]
     rows, classes = old.rebalance.select(logits.softmax(dim=-1))
     batches.select({"rows": rows, "classes": classes})
@@ -295,11 +309,14 @@ class Training:
             self.ema.update(self.net, t, lr=self.lr_at(t + 1))
         return out
 
-    def stop_if_not_finite(self, t):
-        """Raise `FloatingPointError` if a weight is NaN or infinite after step `t`, though its loss was fine."""
-        if not torch.stack([weight.detach().sum() for weight in self.net.parameters()]).isfinite().all():
-            raise FloatingPointError(f"a weight is not finite after step {t}. The checkpoint before it is kept; a "
-                                     "smaller learning rate or precision='fp32' may help")
+    def stop_if_not_finite(self):
+        """Raise `FloatingPointError` if a number of the state is NaN or infinite, though each loss was fine."""
+        tensors = dict(_float_tensors(self.state(0, 0.0)))
+        finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+        bad = [name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite]
+        if bad:
+            more = f" and {len(bad) - 1} more of {len(tensors)} tensors are" if len(bad) > 1 else " is"
+            raise FloatingPointError(f"{bad[0]}{more} not finite")
 
     def state(self, step, seconds):
         """State after `step` steps, as a checkpoint stores it; random numbers need none, see `dasolib.seeds`."""
@@ -355,12 +372,13 @@ class Window:
             self.counts.add(out.labels, out.mask, u_target)
 
     def stop_if_not_finite(self):
-        """Raise `FloatingPointError` if the loss of a step was NaN or infinite."""
+        """Raise `FloatingPointError` if the loss of a step, or the sum of a term, was NaN or infinite."""
         step = int(self.first_bad)
         if step >= 0:
             terms = ", ".join(f"{name} = {float(loss)}" for name, loss in self.bad_losses.items())
-            raise FloatingPointError(f"the loss is not finite since step {step}: {terms}. The checkpoint before it is "
-                                     "kept; a smaller learning rate or precision='fp32' may help")
+            raise FloatingPointError(f"the loss is not finite since step {step}: {terms}")
+        if bad := [name for name, (total, _) in self.losses.items() if not total.isfinite()]:
+            raise FloatingPointError(f"the sum of the loss {', '.join(bad)} since the last evaluation is not finite")
 
     def mean_losses(self):
         """Mean of each loss term over the window's steps that have it."""
@@ -370,6 +388,15 @@ class Window:
         """Share of pseudo-labels in the loss, in [0, 1]; None for a method without pseudo-labels."""
         final, confident = (self.counts.counts[KINDS.index(kind)].sum() for kind in ("final", "confident"))
         return _six_digits(float(confident / final)) if final else None
+
+
+def _float_tensors(value, name=""):
+    """Yield each floating-point tensor in nested containers, with its path."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        yield name, value
+    elif isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _float_tensors(item, f"{name}.{key}" if name else str(key))
 
 
 def _six_digits(value):

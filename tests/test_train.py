@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -26,10 +27,10 @@ import dasolib.train
 from dasolib import augment
 from dasolib.batches import make_split
 from dasolib.data import load_data
-from dasolib.evaluation import predict
+from dasolib.evaluation import predict, pseudo_label
 from dasolib.methods import LEARNERS
 from dasolib.models import WideResNet, rebuild_network
-from dasolib.train import choose_device, run, write_events
+from dasolib.train import Training, _float_tensors, choose_device, run, write_events
 from tests.tiny import (
     N_CLASSES,
     N_TEST,
@@ -482,9 +483,84 @@ def test_a_learning_rate_that_is_too_large_is_found_out(dataset, tmp_path):
 
 def test_a_weight_that_is_not_finite_is_found_out_though_the_losses_so_far_were(dataset, tmp_path):
     config = tiny_config(dataset, method="supervised", rebalance="", lr=1e45, warmup_steps=6)  # step 0 has rate 0
-    with pytest.raises(FloatingPointError, match="a weight is not finite after step 1"):
+    with pytest.raises(FloatingPointError, match=r"net\.stem\.weight and \d+ more of 71 tensors are not finite\. The "
+                                                 r"run stopped after 2 steps, and there is no checkpoint before; run"):
         run(config, tmp_path, progress=False)
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def spoil_after(monkeypatch, at, change):
+    """Have `change` act on the `Training` after its step `at`, from 0."""
+    step = Training.step
+
+    def spoil(self, batch, t):
+        out = step(self, batch, t)
+        if t == at:
+            change(self)
+        return out
+
+    monkeypatch.setattr(Training, "step", spoil)
+
+
+def parts_of(training):
+    """A parameter, a buffer and a number of each further part of the state, by its name there."""
+    momentum = training.optimizer.state[training.optimizer.param_groups[0]["params"][3]]["momentum_buffer"]
+    return {"net.head.bias": training.net.head.bias, "net.bn.running_var": training.net.bn.running_var,
+            "ema.bn.running_var": training.ema.model.bn.running_var, "ema.head.bias": training.ema.model.head.bias,
+            "optimizer.state.3.momentum_buffer": momentum,
+            "rebalance.parts.daso.bank.queues": training.rebalance.parts["daso"].bank.queues}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("name", ["net.head.bias", "net.bn.running_var", "ema.bn.running_var", "ema.head.bias",
+                                  "optimizer.state.3.momentum_buffer", "rebalance.parts.daso.bank.queues"])
+def test_no_number_of_a_checkpoint_is_infinite_or_none(name, value, dataset, monkeypatch, tmp_path):
+    spoil_after(monkeypatch, 3, lambda training: parts_of(training)[name].data.view(-1)[:1].fill_(value))
+    for _ in range(2):  # going on from the checkpoint before says the same
+        with pytest.raises(FloatingPointError, match=rf"^{re.escape(name)} is not finite\. The run stopped after 4 "
+                                                     r"steps, and the checkpoint before is kept; run again, it stops"):
+            run(tiny_config(dataset), tmp_path, progress=False)
+        assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+        assert [record["step"] for record in read_metrics(tmp_path)] == [2]
+
+
+def test_logits_that_are_not_finite_stop_the_run_though_its_state_is(dataset, monkeypatch, tmp_path):
+    spoil_after(monkeypatch, 3, lambda training: training.ema.model.head.weight.fill_(3e38))
+    with pytest.raises(FloatingPointError, match=r"the logits of \d+ of 60 images are not finite\. The run .* 4 steps"):
+        run(tiny_config(dataset), tmp_path, progress=False)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+def test_no_generation_is_labeled_by_a_network_that_is_not_finite(dataset, monkeypatch, tmp_path):
+    """Steps 2 and 4 begin one; an infinite variance makes all logits equal, which are finite."""
+    spoil_after(monkeypatch, 1, lambda training: training.ema.model.bn.running_var.fill_(float("inf")))
+    with pytest.raises(FloatingPointError, match=r"ema\.bn\.running_var is not finite"):
+        run(tiny_config(dataset, rebalance="crest", eval_steps=6), tmp_path, progress=False)
+
+
+def test_what_is_stored_at_the_end_is_finite_or_there_is_no_result(dataset, monkeypatch, tmp_path):
+    def too_large_for_16_bits(*args, **kwargs):
+        labeled = pseudo_label(*args, **kwargs)
+        return labeled._replace(feats=1e6 * labeled.feats)
+
+    monkeypatch.setattr(dasolib.train, "pseudo_label", too_large_for_16_bits)
+    with pytest.raises(FloatingPointError, match=r"outputs\.npz: feats would not be finite\. The run stopped after 6"):
+        run(tiny_config(dataset), tmp_path, progress=False)
+    assert not (tmp_path / "outputs.npz").exists() and not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("lr", [1e4, 1e12, 1e20, 1e30])
+@pytest.mark.parametrize("case", [("supervised", ""), ("fixmatch", "daso"), ("remixmatch", "")], ids=str)
+def test_a_run_that_diverges_neither_finishes_nor_leaves_a_number_that_is_not_finite(case, lr, dataset, tmp_path):
+    method, rebalance = case
+    config, said = tiny_config(dataset, method=method, rebalance=rebalance, lr=lr, warmup_steps=0), []
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="The run stopped after [246] steps") as raised:
+            run(config, tmp_path, progress=False)
+        said.append(str(raised.value))
+    assert said[0] == said[1] and not (tmp_path / "result.json").exists()
+    for file in tmp_path.glob("checkpoint*.pt"):
+        assert all(tensor.isfinite().all() for _, tensor in _float_tensors(torch.load(file, weights_only=True)))
 
 
 # ---- arithmetic ----
