@@ -250,6 +250,18 @@ def outputs(training, test, batches, pseudo_labeled):
     return {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
 
 
+def describe(record):
+    """Write a line of ``metrics.jsonl`` for people: accuracy, and the mask rate of a method with pseudo-labels.
+
+    Examples
+    --------
+    >>> describe({"accuracy": 0.4832, "mask_rate": 0.0712}), describe({"accuracy": 0.4832, "mask_rate": None})
+    ('48.3 %, mask rate 0.07', '48.3 %')
+    """
+    rate = record.get("mask_rate")
+    return f"{100 * record['accuracy']:.1f} %" + ("" if rate is None else f", mask rate {rate:.2f}")
+
+
 def summarize(metrics, counts, labeled_counts):
     """Summarise a finished run as ``result.json`` holds it.
 
@@ -268,11 +280,14 @@ def summarize(metrics, counts, labeled_counts):
         For ``plain`` and ``adjusted`` (logit adjustment at test time): ``accuracy`` (the median of the last 20
         evaluations, the paper's number), ``last``, ``best`` (over all evaluations, at step ``best_step``, on
         ``best_images`` test images: never used to choose anything), and medians of the last 20 for ``per_class``
-        (None for a class without test images), their mean ``balanced``, and ``groups``. All in [0, 1].
+        (None for a class without test images), their mean ``balanced``, and ``groups``; beside them ``mask_rate``, the
+        mean share of pseudo-labels in the loss over the windows of the same 20, None for a method without
+        pseudo-labels. All in [0, 1].
     """
     groups = class_groups(labeled_counts)
+    rates = [record["mask_rate"] for record in metrics[-LAST:] if record.get("mask_rate") is not None]
     result = {"steps": metrics[-1]["step"], "evaluations": len(metrics), "seconds": metrics[-1]["seconds"],
-              "labeled_counts": labeled_counts}
+              "mask_rate": float(np.mean(rates)) if rates else None, "labeled_counts": labeled_counts}
     for name, key in (("plain", "test"), ("adjusted", "test_adjusted")):
         curve = [float(accuracy_of(table)) for table in counts[key]]
         best = int(np.argmax(curve))

@@ -10,6 +10,7 @@ import time
 from tqdm import tqdm
 
 from dasolib.cost import flop
+from dasolib.evaluation import describe
 
 TAIL = 8192  # bytes at the end of metrics.jsonl that hold its last line, unless that has very many classes
 WIDE = 110  # columns from which the loss is shown, too
@@ -56,7 +57,7 @@ def run_line(run, width):
     else:
         left = record["seconds"] / record["step"] * (total - record["step"])
         loss = f"loss {sum(record['losses'].values()):.3f}  " if width >= WIDE else ""
-        text = (f"{record['step']:,} of {total:,}  {loss}{100 * record['accuracy']:.1f} %  "
+        text = (f"{record['step']:,} of {total:,}  {loss}{describe(record)}  "
                 f"{tqdm.format_interval(left)} left")
     return f"{shortened(run.name, width - len(text) - 2)}  {text}"
 

@@ -19,6 +19,7 @@ from dasolib.ema import EMA
 from dasolib.estimate import average_estimates
 from dasolib.evaluation import (
     TestSet,
+    describe,
     estimate_counts,
     outputs,
     predict,
@@ -122,8 +123,9 @@ def run(config, run_dir=None, *, progress=True, resident=None):
         began, window_began = time.perf_counter() - seconds, time.perf_counter()
 
         name, t = "-".join((config.method, *config.rebalance)), start - 1
-        for t in tqdm(range(start, config.total_steps), desc=name, initial=start, total=config.total_steps,
-                      disable=not progress, mininterval=1):
+        bar = tqdm(range(start, config.total_steps), desc=name, initial=start, total=config.total_steps,
+                   disable=not progress, mininterval=1)
+        for t in bar:
             if t and t % config.generation_steps == 0:
                 training = next_generation(training, new_training, batches, test, aim, t)
             batch, u_target = batches.at(t)
@@ -143,6 +145,7 @@ def run(config, run_dir=None, *, progress=True, resident=None):
                     "accuracy_adjusted": float(accuracy(adjusted)), "test_images": int(plain.sum()),
                     "images_per_s": round(speed, 1), "seconds": round(time.perf_counter() - began, 3), **estimate,
                 })
+                bar.set_postfix_str(describe(metrics[-1]))
                 write_events(events, metrics[-1])
                 state = training.state(t + 1, metrics[-1]["seconds"]) | {"selected": batches.selected}
                 folder.write(metrics[-1], (window.counts.take(), plain, adjusted), state)

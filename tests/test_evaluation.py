@@ -169,7 +169,7 @@ def test_the_summary_of_one_evaluation_worked_by_hand():
     counts = {"test": [plain], "test_adjusted": [adjusted]}
     got = summarize([{"step": 7, "seconds": 1.5, "test_images": 30}], counts, [1, 50, 10, 5])
     assert got == {
-        "labeled_counts": [1, 50, 10, 5], "steps": 7, "evaluations": 1, "seconds": 1.5,
+        "labeled_counts": [1, 50, 10, 5], "steps": 7, "evaluations": 1, "seconds": 1.5, "mask_rate": None,
         "plain": {
             "accuracy": pytest.approx(23 / 30), "last": pytest.approx(23 / 30), "best": pytest.approx(23 / 30),
             "best_step": 7, "best_images": 30, "balanced": pytest.approx(2.3 / 3), "per_class": [0.8, 1.0, 0.5, None],
@@ -181,6 +181,16 @@ def test_the_summary_of_one_evaluation_worked_by_hand():
             "groups": {"head": 0.6, "medium": 1.0, "tail": 1.0},
         },
     }
+
+
+@pytest.mark.parametrize(("rates", "mean"), [
+    ([0.9] * 5 + [0.25] * 10 + [0.75] * 10, 0.5),  # of the last 20
+    ([0.0, 0.5], 0.25), ([1.0], 1.0), ([None] * 30, None),
+], ids=["25", "2", "1", "none"])
+def test_the_mask_rate_of_a_result_is_the_mean_over_the_windows_of_the_last_20_evaluations(rates, mean):
+    records = [line | {"mask_rate": rate} for line, rate in zip(lines(len(rates)), rates, strict=True)]
+    table = np.array([[1, 0], [0, 1]])
+    assert summarize(records, {"test": [table], "test_adjusted": [table]}, [2, 1])["mask_rate"] == mean
 
 
 @pytest.mark.parametrize("n", [1, 5, 20, 33])

@@ -504,9 +504,11 @@ def test_the_line_of_a_run_fits_the_terminal(study, width):
     run.folder.mkdir()
     assert run_line(run, width).endswith("  starting") and len(run_line(run, width)) <= width
     record = {"step": 5, "losses": {"labeled": 1.5, "unlabeled": 0.25}, "accuracy": 0.125, "seconds": 300}
-    (run.folder / "metrics.jsonl").write_text(json.dumps(record) + '\n{"step"')
-    assert run_line(run, width).endswith("12.5 %  15:00 left")
-    assert len(run_line(run, width)) <= max(width, 48)
+    for mask_rate, text in ((None, "12.5 %"), (0.071, "12.5 %, mask rate 0.07")):
+        line = json.dumps(record | {"mask_rate": mask_rate})
+        (run.folder / "metrics.jsonl").write_text(line + '\n{"step"')
+        assert run_line(run, width).endswith(f" {text}  15:00 left")
+        assert len(run_line(run, width)) <= max(width, 42 + len(text))
     assert ("loss 1.750" in run_line(run, width)) == (width >= progress.WIDE)
 
 

@@ -298,6 +298,7 @@ def test_pseudo_labels_of_images_of_unknown_class_are_counted_in_a_row_of_their_
 def test_a_supervised_run_has_no_mask_rate_and_no_pseudo_labels(finished):
     folder = finished(method="supervised", rebalance="")
     assert {record["mask_rate"] for record in read_metrics(folder)} == {None}
+    assert json.loads((folder / "result.json").read_text())["mask_rate"] is None
     with np.load(folder / "pseudo_labels.npz") as file:
         assert not file["pseudo_labels"].any()
 
@@ -588,6 +589,8 @@ def test_a_run_says_what_it_trains_on_and_shows_its_progress(dataset, tmp_path, 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     assert f"shown: 26 labeled, 54 unlabeled, 60 test images of 12 x 12 pixels; {device}, 1 threads, fp32\n" in said.out
     assert "fixmatch-daso: 100%" in said.err and "6/6" in said.err
+    record = read_metrics(tmp_path / "shown")[-1]
+    assert f"{100 * record['accuracy']:.1f} %, mask rate {record['mask_rate']:.2f}]" in said.err
 
 
 def test_a_resumed_run_says_from_where(dataset, monkeypatch, tmp_path, capsys):
