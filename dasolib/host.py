@@ -1,13 +1,53 @@
-"""A process and its machine: threads, what becomes of freed memory, and how much of it there is."""
+"""A process and its machine: threads, memory freed and free, and how the process is asked to stop."""
 
 import contextlib
 import ctypes
+import signal
 import sys
+import threading
+import warnings
 
 import psutil
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
+# Ctrl-C; a scheduler takes the machine back; a terminal is closed; a scheduler is asked to warn in time.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+EXIT_INTERRUPTED = 130  # exit code of a process that was asked to stop and has lost nothing
+
+
+class Interrupted(SystemExit):
+    """A run was asked to stop and is saved: says at which step.
+
+    A process that does not catch it ends with `EXIT_INTERRUPTED`, a cell of a notebook without a traceback.
+    """
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.code = EXIT_INTERRUPTED
+        warnings.filterwarnings("ignore", "To exit: use ", module="IPython")  # which is for its prompt
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """Have the signals that ask a process to stop only be noted, in the list that this yields.
+
+    An exception would come in any moment: while a process is being started that then nobody ends, or while a state is
+    half changed. A signal that is ignored, as nohup asks for, stays so. Only a main thread hears any.
+    """
+    asked = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, lambda number, frame: asked.append(number))
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def prepare_host(threads):

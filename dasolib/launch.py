@@ -1,6 +1,7 @@
 """How a run of a grid is started: its notebook with papermill, in a process of this machine, once at a time."""
 
 import ast
+import contextlib
 import functools
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from itertools import cycle, islice
 
+import psutil
 import torch
 import yaml
 
@@ -21,7 +23,7 @@ NOTEBOOK = "notebooks/train.ipynb"
 SWEEP_LOCK = ".sweep.lock"  # of whoever works on a run, from before its notebook starts until after it has ended
 LOG = "sweep.log"  # in a run folder: what papermill printed, the traceback of a run that failed included
 BUSY = "another process works on this run"  # what a run may come back with that a cluster has started
-SECONDS_TO_STOP = 30  # that a run gets to end its kernel
+SECONDS_TO_STOP = 90  # that a run gets to end a step, or an evaluation, and to save it
 
 
 def notebook_parameters(run, threads):
@@ -143,8 +145,17 @@ class Job:
         return lines[-1] if code > 0 and lines else f"ended by signal {-code}" if code < 0 else "left no result.json"
 
     def stop(self):
-        """Ask it to end; `wait` waits for that."""
-        self.process.send_signal(signal.SIGINT)  # upon which papermill ends its kernel, as upon no other signal
+        """Ask it to save its last step and to end; `wait` waits for that.
+
+        A kernel is asked itself, and papermill ends with it: asked instead, papermill would end the kernel by force
+        after some seconds.
+        """
+        with contextlib.suppress(psutil.NoSuchProcess):
+            kernels = psutil.Process(self.process.pid).children()
+            for kernel in kernels:
+                kernel.terminate()
+            if not kernels:
+                self.process.send_signal(signal.SIGINT)
 
     def wait(self, deadline):
         """Wait until it has ended, and end it by force at `deadline`, a time of `time.monotonic`."""

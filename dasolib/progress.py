@@ -144,8 +144,8 @@ class Board:
     def stopping(self, n, seconds):
         """Say that `n` runs are being stopped, which may take so many seconds."""
         with contextlib.suppress(OSError):  # of a closed terminal; the runs must be waited for all the same
-            tqdm.write(f"stopping {n} {'run' if n == 1 else 'runs'}; this may take {seconds} s, and what is evaluated "
-                       "is kept", file=sys.stderr)
+            tqdm.write(f"stopping {n} {'run' if n == 1 else 'runs'}; this may take {seconds} s, as each saves its "
+                       "last step", file=sys.stderr)
 
     def finished(self, run, how):
         """Report a finished run, and count it."""

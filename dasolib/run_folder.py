@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ COUNTS_SO_FAR = "pseudo_labels"  # folder of the same in training, a file for ea
 PACKAGES = ("torch", "torchvision", "numpy", "daso-study")
 WRITTEN = ("*.json*", "checkpoint*.pt", "model.safetensors", "outputs.npz", "predictions.csv", "pseudo_labels*",
            "events")  # by a run, after its config.json
+SECONDS_BETWEEN_CHECKPOINTS = 45
+SHARE_OF_CHECKPOINTS = 0.01  # of the time, at most: where writing one takes long, there are fewer between evaluations
 LOCK = ".lock"  # file in a run folder; whoever has its lock owns the folder
 
 
@@ -187,7 +190,8 @@ class RunFolder:
             self.record["taken"] = taken
         self.notes = []  # what a user should know of this start; warned about and recorded
         self.checkpoint, self.previous = self.path / "checkpoint.pt", self.path / "checkpoint.previous.pt"
-        self._writing = None  # the evaluation that the thread is writing
+        self._writing = None  # what the thread is writing
+        self._written, self._seconds = time.perf_counter(), [0.0, 0.0]  # since when, and what it takes here and there
 
     def __enter__(self):
         """Check that the folder is free for this run, and take it."""
@@ -316,9 +320,9 @@ class RunFolder:
 
         Parameters
         ----------
-        metrics : dict
-            A line of ``metrics.jsonl``.
-        counts : sequence of ndarray
+        metrics : dict or None
+            A line of ``metrics.jsonl``; None where a checkpoint comes between two evaluations.
+        counts : sequence of ndarray or None
             Its entries of the arrays of `COUNTED`, see `read_counts`.
         state : dict
             As `save_checkpoint` takes it. It is copied here, on the host.
@@ -328,13 +332,25 @@ class RunFolder:
         Exception
             What went wrong in writing the evaluation before.
         """
+        began = time.perf_counter()
         self.flush()
-        self._writing = self._thread.submit(self._write, metrics, counts, host_copy(state))
+        state = host_copy(state)
+        self._written = time.perf_counter()
+        self._seconds[0] = self._written - began
+        self._writing = self._thread.submit(self._write, metrics, counts, state)
 
     def _write(self, metrics, counts, state):
-        self.append_metrics(metrics)
-        self.write_counts(metrics["step"], counts)
+        began = time.perf_counter()
+        if metrics is not None:
+            self.append_metrics(metrics)
+            self.write_counts(metrics["step"], counts)
         self.save_checkpoint(state)
+        self._seconds[1] = time.perf_counter() - began
+
+    def is_checkpoint_due(self):
+        """Whether the last state is so old that one should be written before the next evaluation."""
+        pause = max(SECONDS_BETWEEN_CHECKPOINTS, sum(self._seconds) / SHARE_OF_CHECKPOINTS)
+        return time.perf_counter() - self._written >= pause
 
     def flush(self):
         """Wait until everything is written; raise what went wrong."""

@@ -8,9 +8,7 @@ command goes on. Two sweeps can work on one study at once, and leave each other'
 """
 
 import argparse
-import contextlib
 import json
-import signal
 import sys
 import time
 import warnings
@@ -19,6 +17,7 @@ from dasolib.config import available_cores
 from dasolib.cost import START_SECONDS, estimate
 from dasolib.data import DATASETS, DECODED, LISTED, load_data
 from dasolib.grid import load_grid
+from dasolib.host import EXIT_INTERRUPTED, stop_signals
 from dasolib.launch import (
     BUSY,
     LOG,
@@ -45,7 +44,7 @@ def sweep(runs, engine, board, ends=()):
     engine : Local or dasolib.cluster.Cluster
     board : dasolib.progress.Board
     ends : sequence
-        What has asked for an end so far, see `_ends_noted`.
+        What has asked for an end so far, see `dasolib.host.stop_signals`.
 
     Returns
     -------
@@ -248,7 +247,8 @@ def _positive(text):
 def parse_arguments(arguments):
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m dasolib.sweep", description=__doc__.split("\n\n")[0],
-                                     epilog="Exit code: 0 all finished, 1 a run failed, 2 bad input, 130 interrupted.")
+                                     epilog="Exit code: 0 all finished, 1 a run failed, 2 bad input, "
+                                            f"{EXIT_INTERRUPTED} interrupted, and the same command goes on.")
     parser.add_argument("file", metavar="FILE", help="a grid, such as studies/cpu_wide.yaml")
     parser.add_argument("--runs", default="runs", metavar="DIR",
                         help="folder of studies, relative to the project (default runs)")
@@ -281,25 +281,6 @@ def report(grid, failed):
             log = run.folder / LOG
             lines += [f"  {run.name}", f"    {text}"] + ([f"    {log}"] if log.exists() else [])
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _ends_noted():
-    """Let signals that ask for an end only be noted, in the list that this yields.
-
-    An exception in the wrong moment would leave a run behind: one that is just being started, or, when somebody asks a
-    second time, those that are being stopped.
-    """
-    ends = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():  # Ctrl-C; a scheduler takes the machine back; a terminal is closed
-        if handler is not signal.SIG_IGN:  # which nohup asks for
-            signal.signal(number, lambda number, frame: ends.append(number))
-    try:
-        yield ends
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def main(arguments=None, command=papermill_command):
@@ -337,13 +318,13 @@ def main(arguments=None, command=papermill_command):
         print(f"python -m dasolib.sweep: error: {error}", file=sys.stderr)
         return 2
     board = Board(grid.runs)
-    with _ends_noted() as ends:  # only now: Ray, too, sets a handler
+    with stop_signals() as ends:  # only now: Ray, too, sets a handler
         try:
             failed = sweep(grid.runs, engine, board, ends)
         except KeyboardInterrupt:
             board.close()
             print("interrupted; nothing is lost, and the same command goes on", file=sys.stderr)
-            return 130
+            return EXIT_INTERRUPTED
     board.close()
     print(report(grid, failed))
     return 1 if failed else 0

@@ -28,7 +28,7 @@ from dasolib.evaluation import (
     share_correct,
     summarize,
 )
-from dasolib.host import names_file, prepare_host
+from dasolib.host import Interrupted, names_file, prepare_host, stop_signals
 from dasolib.methods import LEARNERS
 from dasolib.models import build_network, prepare_network
 from dasolib.rebalance import REBALANCERS, build_rebalance
@@ -71,6 +71,8 @@ def run(config, run_dir=None, *, progress=True, resident=None):
     FloatingPointError
         If a loss, a number of the state or a logit was NaN or infinite: names the step and what. Nothing is written
         after it.
+    dasolib.host.Interrupted
+        If SIGINT, SIGTERM, SIGHUP or SIGUSR1 asked for an end, after a checkpoint of the step that was under way.
     """
     device = choose_device(config.device)
     prepare_host(config.threads)
@@ -97,7 +99,8 @@ def run(config, run_dir=None, *, progress=True, resident=None):
     run_dir = resolve(run_dir or f"runs/{config.run_name()}")
     say = tqdm.write if progress else lambda text: None
 
-    with RunFolder(run_dir, config, data, taken) as folder, closing(batches), diverged_explained(folder, lambda: t + 1):
+    with (RunFolder(run_dir, config, data, taken) as folder, closing(batches), stop_signals() as stops,
+          diverged_explained(folder, lambda: t + 1)):
         result = folder.result()
         if result is not None:
             say(f"{run_dir.name} is finished; nothing to do")
@@ -105,13 +108,14 @@ def run(config, run_dir=None, *, progress=True, resident=None):
         new_training = functools.partial(Training, config, in_channels=data.x_train.shape[1], device=device)
         state = folder.load_checkpoint(device)
         start = 0 if state is None else state["step"]
+        evaluated_at = 0 if state is None else state.get("evaluated_at", start)
         batches.select(None if state is None else state.get("selected"))
         training = new_training(batches.population(aim and aim.counts, max(start - 1, 0) // config.generation_steps))
         if start_from is not None:
             training.net.load_state_dict(training.net.state_dict() | start_from.weights)
         seconds = training.restore(state)
         folder.begin(environment(device, config.threads), start)
-        metrics = folder.cut_back(start)
+        metrics = folder.cut_back(evaluated_at)
         say(f"{run_dir.name}: {len(batches.x)} labeled, {len(batches.u)} unlabeled, {len(test.images)} test images "
             f"of {' x '.join(map(str, data.x_train.shape[2:]))} pixels; "
             f"{device}, {config.threads} threads, {config.precision}" + (f", from step {start}" if start else ""))
@@ -120,7 +124,13 @@ def run(config, run_dir=None, *, progress=True, resident=None):
         for record in metrics:
             write_events(events, record)
         window = Window(data.n_classes, device)
-        began, window_began = time.perf_counter() - seconds, time.perf_counter()
+        window.restore(state and state.get("window"))
+        began = time.perf_counter() - seconds
+
+        def seconds_so_far():
+            return round(time.perf_counter() - began, 3)
+
+        window_began = began + (metrics[-1]["seconds"] if metrics else 0.0)
 
         name, t = "-".join((config.method, *config.rebalance)), start - 1
         bar = tqdm(range(start, config.total_steps), desc=name, initial=start, total=config.total_steps,
@@ -132,24 +142,39 @@ def run(config, run_dir=None, *, progress=True, resident=None):
             out = training.step(batch, t)
             window.add(out, u_target, t)
 
-            if (t + 1) % config.eval_steps == 0 or t + 1 == config.total_steps:
+            is_evaluated = (t + 1) % config.eval_steps == 0 or t + 1 == config.total_steps
+            is_saved = is_evaluated or stops or folder.is_checkpoint_due()
+            if is_saved:
                 window.stop_if_not_finite()
                 training.stop_if_not_finite()
-                n_steps = t + 1 - (metrics[-1]["step"] if metrics else 0)
-                speed = n_steps * batches.images_per_step / (time.perf_counter() - window_began)
-                plain, adjusted = test.evaluate(training.evaluated, step=t + 1)
-                estimate = {} if batches.held_out is None else estimate_counts(training.evaluated, batches, test)
-                metrics.append({
-                    "step": t + 1, "lr": training.lr_at(t % config.generation_steps), "losses": window.mean_losses(),
-                    "mask_rate": window.mask_rate(), "accuracy": float(accuracy(plain)),
-                    "accuracy_adjusted": float(accuracy(adjusted)), "test_images": int(plain.sum()),
-                    "images_per_s": round(speed, 1), "seconds": round(time.perf_counter() - began, 3), **estimate,
-                })
-                bar.set_postfix_str(describe(metrics[-1]))
-                write_events(events, metrics[-1])
-                state = training.state(t + 1, metrics[-1]["seconds"]) | {"selected": batches.selected}
-                folder.write(metrics[-1], (window.counts.take(), plain, adjusted), state)
-                window, window_began = Window(data.n_classes, device), time.perf_counter()
+                record = counts = None
+                if is_evaluated:
+                    n_steps = t + 1 - (metrics[-1]["step"] if metrics else 0)
+                    speed = n_steps * batches.images_per_step / (time.perf_counter() - window_began)
+                    plain, adjusted = test.evaluate(training.evaluated, step=t + 1)
+                    estimate = {} if batches.held_out is None else estimate_counts(training.evaluated, batches, test)
+                    record = {
+                        "step": t + 1, "lr": training.lr_at(t % config.generation_steps),
+                        "losses": window.mean_losses(), "mask_rate": window.mask_rate(),
+                        "accuracy": float(accuracy(plain)), "accuracy_adjusted": float(accuracy(adjusted)),
+                        "test_images": int(plain.sum()), "images_per_s": round(speed, 1),
+                        "seconds": seconds_so_far(), **estimate,
+                    }
+                    metrics.append(record)
+                    bar.set_postfix_str(describe(record))
+                    write_events(events, record)
+                    counts, window = (window.counts.take(), plain, adjusted), Window(data.n_classes, device)
+                state = training.state(t + 1, seconds_so_far()) | {
+                    "selected": batches.selected, "evaluated_at": metrics[-1]["step"] if metrics else 0,
+                    "window": window.state()}
+                folder.write(record, counts, state)
+                if is_evaluated:
+                    window_began = time.perf_counter()
+            if is_saved and stops:  # else it came just now
+                folder.flush()
+                said = f"{run_dir.name}: saved at step {t + 1:,} of {config.total_steps:,}; run again to continue"
+                say(said)
+                raise Interrupted(said)
 
         folder.flush()
         events.close()
@@ -169,6 +194,8 @@ def run(config, run_dir=None, *, progress=True, resident=None):
         if batches.held_out is not None:
             result["unlabeled_counts"] = average_estimates([record["unlabeled_estimate"] for record in metrics])
         write_json(folder.path / "result.json", result)  # last: its presence says that the run is finished
+    if stops:  # too late to save any time, and still for whatever would come next
+        raise Interrupted(f"{run_dir.name}: finished; run again to see the result")
     return result
 
 
@@ -382,6 +409,15 @@ class Window:
             raise FloatingPointError(f"the loss is not finite since step {step}: {terms}")
         if bad := [name for name, (total, _) in self.losses.items() if not total.isfinite()]:
             raise FloatingPointError(f"the sum of the loss {', '.join(bad)} since the last evaluation is not finite")
+
+    def state(self):
+        """State, as a checkpoint between two evaluations stores it: sums of losses that were all finite, and counts."""
+        return {"counts": self.counts.counts, "losses": self.losses}
+
+    def restore(self, state):
+        """Take over the state of a window, if there is one."""
+        if state is not None:
+            self.counts.counts, self.losses = state["counts"], state["losses"]
 
     def mean_losses(self):
         """Mean of each loss term over the window's steps that have it."""

@@ -1,16 +1,18 @@
-"""Freed memory stays in the process, what does not fit is refused, and errors of writing name their file."""
+"""Freed memory stays, what does not fit is refused, errors name their file, and signals that ask to stop are noted."""
 
 import errno
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 
-from dasolib.host import check_memory, names_file
+from dasolib.host import STOP_SIGNALS, check_memory, names_file, stop_signals
 
 PROGRAM = """
 import resource, torch
@@ -58,3 +60,32 @@ def test_what_takes_more_than_the_free_memory_is_refused(monkeypatch):
     check_memory("images", 3 * 10**9, "take fewer")
     with pytest.raises(ValueError, match=r"images: takes 3.1 GB of memory, and 3.0 GB are free; take fewer"):
         check_memory("images", 31 * 10**8, "take fewer")
+
+
+def test_signals_that_ask_for_an_end_are_noted_in_their_order_and_heard_as_before_afterwards():
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with stop_signals() as asked:
+        for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+    assert asked == [signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGINT]
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_a_signal_that_is_ignored_as_nohup_asks_for_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert asked == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_thread_beside_the_main_one_changes_no_handler():
+    def handlers():
+        with stop_signals() as asked:
+            return asked, [signal.getsignal(number) for number in STOP_SIGNALS]
+
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(handlers).result() == ([], before)

@@ -1,20 +1,34 @@
 """Every method goes on from its checkpoint as if nothing had happened, and its checkpoint holds all that changes."""
 
+import contextlib
 import copy
 import functools
+import json
+import os
 import random
+import signal
 
 import pytest
 import torch
 from torch import nn
 
 from dasolib.data import load_data
+from dasolib.evaluation import pseudo_label
+from dasolib.host import STOP_SIGNALS, Interrupted
 from dasolib.methods import LEARNERS
 from dasolib.rebalance import REBALANCERS
 from dasolib.rebalance.logit_adjustment import LogitAdjustment
 from dasolib.run_folder import RunFolder
 from dasolib.train import Training, run
-from tests.tiny import contents, interrupt, make_training, read_metrics, save_tiny, tiny_config
+from tests.tiny import (
+    contents,
+    interrupt,
+    make_training,
+    read_metrics,
+    save_tiny,
+    stop_by_signal,
+    tiny_config,
+)
 
 STEPS, EVERY = 12, 3  # checkpoints after steps 3, 6 and 9; CReST starts its generations at steps 4 and 8
 WITH_SOURCE = ("supervised", "crt")
@@ -87,13 +101,82 @@ def test_every_line_of_the_tables_is_among_the_cases():
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_a_run_stopped_and_started_again_ends_bit_for_bit_like_an_undisturbed_one(case, dataset, source, undisturbed,
                                                                                   monkeypatch, tmp_path):
+    """First by a signal, which loses nothing, be it within a window of evaluations or not, and later by a kill."""
     config = config_of(case, dataset, source)
-    at = random.Random("-".join(case)).randint(EVERY, STEPS - 1)
-    interrupt(monkeypatch, config, tmp_path, at=at)
+    rng = random.Random("-".join(case))
+    at = rng.randint(0, STEPS - 2)
+    said = stop_by_signal(monkeypatch, config, tmp_path, at=at)
+    assert said == f"{tmp_path.name}: saved at step {at + 1} of {STEPS}; run again to continue"
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == at + 1
+    interrupt(monkeypatch, config, tmp_path, at=rng.randint(at + 1, STEPS - 1))
     assert not (tmp_path / "result.json").exists()
     run(config, tmp_path, progress=False)
     assert contents(tmp_path) == undisturbed(case)
     assert [record["step"] for record in read_metrics(tmp_path)] == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize("case", [("fixmatch", "daso"), ("remixmatch", "crest_plus")], ids=str)
+@pytest.mark.parametrize("pause", [0, 1e9])
+def test_between_evaluations_checkpoints_come_after_a_time_and_a_killed_run_goes_on_from_them(
+        pause, case, dataset, source, undisturbed, monkeypatch, tmp_path):
+    monkeypatch.setattr("dasolib.run_folder.SECONDS_BETWEEN_CHECKPOINTS", pause)
+    monkeypatch.setattr("dasolib.run_folder.SHARE_OF_CHECKPOINTS", float("inf"))
+    config = config_of(case, dataset, source)
+    interrupt(monkeypatch, config, tmp_path, at=8)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == (8 if pause == 0 else 6)
+    run(config, tmp_path, progress=False)
+    assert contents(tmp_path) == undisturbed(case)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP], ids=str)
+def test_each_signal_that_asks_for_an_end_is_heeded_again_and_again_and_nothing_is_lost(number, dataset, source,
+                                                                                   undisturbed, monkeypatch, tmp_path):
+    case = ("fixmatch", "daso")
+    config = config_of(case, dataset, source)
+    before = [signal.getsignal(each) for each in STOP_SIGNALS]
+    for at in (0, 1, 2, 5, 9, 10):  # before the first evaluation, at one, and twice within one window
+        stop_by_signal(monkeypatch, config, tmp_path, at=at, number=number)
+        assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == at + 1
+        assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
+    run(config, tmp_path, progress=False)
+    assert contents(tmp_path) == undisturbed(case)
+    starts = json.loads((tmp_path / "environment.json").read_text())["starts"]
+    assert [start["from_step"] for start in starts] == [0, 1, 2, 3, 6, 10, 11]
+
+
+def test_a_signal_in_the_last_step_or_after_it_ends_the_process(dataset, source, undisturbed, monkeypatch, tmp_path):
+    case = ("fixmatch", "daso")
+    config = config_of(case, dataset, source)
+    assert "saved at step 12 of 12; run again" in stop_by_signal(monkeypatch, config, tmp_path, at=STEPS - 1)
+
+    def signalled(*args, **settings):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return pseudo_label(*args, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dasolib.train.pseudo_label", signalled)
+        with pytest.raises(Interrupted, match="finished; run again to see the result"):
+            run(config, tmp_path, progress=False)
+    assert contents(tmp_path) == undisturbed(case)
+    assert run(config, tmp_path, progress=False) == json.loads((tmp_path / "result.json").read_text())
+
+
+def test_a_run_that_diverges_is_not_saved_when_it_is_asked_to_stop(dataset, source, monkeypatch, tmp_path):
+    step = Training.step
+
+    def spoil(self, batch, t):
+        out = step(self, batch, t)
+        return out._replace(losses={"labeled": out.losses["labeled"] * (float("nan") if t == 4 else 1)})
+
+    config = config_of(("supervised", ""), dataset, source)
+    monkeypatch.setattr(Training, "step", spoil)
+    monkeypatch.setattr("dasolib.train.stop_signals", lambda: contextlib.nullcontext([signal.SIGTERM]))
+    for n in range(1, 5):
+        with pytest.raises(Interrupted, match=f"saved at step {n} of"):
+            run(config, tmp_path, progress=False)
+    with pytest.raises(FloatingPointError, match="the loss is not finite since step 4"):
+        run(config, tmp_path, progress=False)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4
 
 
 # With an evaluation after every other step, checkpoints lie at the borders of generations (4, 8) and within one (6).
@@ -142,14 +225,14 @@ def test_a_run_stopped_again_and_again_ends_like_an_undisturbed_one(dataset, sou
 @pytest.mark.parametrize(("case", "forgotten"), [
     (("fixmatch", "daso"), "rebalance"), (("fixmatch", "distribution_alignment"), "rebalance"),
     (("fixmatch", "darp"), "rebalance"), (("usadtm", ""), "memory"), (("fixmatch", "crest"), "selected"),
-    (("supervised", ""), "optimizer"), (("pseudo_label", ""), "ema"),
+    (("supervised", ""), "optimizer"), (("pseudo_label", ""), "ema"), (("fixmatch", "daso"), "window"),
 ], ids=str)
 def test_a_state_that_was_forgotten_would_show(case, forgotten, dataset, source, undisturbed, monkeypatch, tmp_path):
     """The comparison above can fail: a checkpoint without one of its parts leads to other numbers."""
     config = config_of(case, dataset, source)
-    interrupt(monkeypatch, config, tmp_path, at=7)
+    stop_by_signal(monkeypatch, config, tmp_path, at=6)
     training, _ = make_training(config, load_data(dataset))
-    fresh = training.state(0, 0.0) | {"selected": None}
+    fresh = training.state(0, 0.0) | {"selected": None, "window": None}
     load = RunFolder.load_checkpoint
 
     def load_without(self, device):

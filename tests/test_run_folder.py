@@ -602,6 +602,26 @@ def test_another_process_owns_the_folder_until_it_is_killed(dataset, tmp_path):
         assert folder.result() is None
 
 
+@pytest.mark.parametrize(("here", "there", "pause"), [(0.0, 0.0, 45), (0.05, 0.4, 45), (0.25, 0.75, 100)])
+def test_a_checkpoint_between_evaluations_costs_at_most_a_hundredth_of_the_time(here, there, pause, folder,
+                                                                              monkeypatch):
+    """Writing one takes seconds of the training and of the thread that writes; 45 s lie between two at least."""
+    clock = [1000.0]
+
+    def write(*args):
+        clock[0] += there
+
+    monkeypatch.setattr("dasolib.run_folder.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(folder, "save_checkpoint", write)
+    monkeypatch.setattr("dasolib.run_folder.host_copy", lambda state: clock.__setitem__(0, clock[0] + here))
+    folder.write(None, None, {})
+    folder.flush()
+    written = folder._written
+    for after, is_due in ((pause - 0.1, False), (pause + 0.1, True)):
+        clock[0] = written + after
+        assert folder.is_checkpoint_due() == is_due
+
+
 def test_a_record_that_appears_while_the_folder_is_taken_is_seen(dataset, monkeypatch, tmp_path):
     """Another process may start and finish a run of its own between the first look and the lock."""
     def lock_late(*args, flock=fcntl.flock):

@@ -687,7 +687,10 @@ runs:
     process.send_signal(signal.SIGINT)
     study.finish(process, code=130)
     assert workers(study) == [] and not (first.folder / "result.json").exists()
-    interrupted_at = step_of(first)
+    said = re.search(rf"Interrupted: {first.name}: saved at step (\d+) of 300; run again to continue",
+                     (first.folder / launch.LOG).read_text())
+    interrupted_at = torch.load(first.folder / "checkpoint.pt", weights_only=True)["step"]
+    assert int(said[1]) == interrupted_at >= step_of(first)
 
     process = study.start("--jobs", "2", module="dasolib.sweep")
     wait_until(lambda: step_of(first) > interrupted_at)
@@ -699,7 +702,7 @@ runs:
 
     study.finish(study.start("--jobs", "2", module="dasolib.sweep"))
     starts = json.loads((first.folder / "environment.json").read_text())["starts"]
-    assert [start["from_step"] for start in starts][0] == 0 and len(starts) == 3
+    assert [start["from_step"] for start in starts][:2] == [0, interrupted_at] and len(starts) == 3
     assert {start["threads"] for start in starts} == {max(1, available_cores() // 2)}
     for run in (first, second):
         assert "Reading: " in (run.folder / "train.ipynb").read_text()

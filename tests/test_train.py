@@ -28,6 +28,7 @@ from dasolib import augment
 from dasolib.batches import make_split
 from dasolib.data import load_data
 from dasolib.evaluation import predict, pseudo_label
+from dasolib.host import EXIT_INTERRUPTED
 from dasolib.methods import LEARNERS
 from dasolib.models import WideResNet, rebuild_network
 from dasolib.train import Training, _float_tensors, choose_device, run, write_events
@@ -96,6 +97,15 @@ def wait_for(condition, process, *, pause):
     """Look every `pause` seconds until `condition` holds or the process ends."""
     while process.poll() is None and not condition():
         time.sleep(pause)
+
+
+def test_a_process_that_is_asked_to_stop_saves_its_step_and_ends_with_the_documented_code(tmp_path):
+    process = start(tmp_path / "run", "supervised", "", 100_000, 50_000)
+    wait_for((tmp_path / "run" / "metrics.jsonl").exists, process, pause=0.05)  # then it hears signals
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == EXIT_INTERRUPTED == 130 and "Traceback" not in errors
+    assert 0 < torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] < 50_000
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from dasolib import augment
 from dasolib.batches import Batches, make_split
 from dasolib.config import make_config
+from dasolib.host import Interrupted
 from dasolib.rebalance import parse_rebalance
 from dasolib.train import Training, run
 
@@ -86,6 +89,22 @@ def interrupt(monkeypatch, config, folder, *, at, resident=None):
         patch.setattr(Batches, "at", stop)
         with pytest.raises(KeyboardInterrupt):
             run(config, folder, progress=False, resident=resident)
+
+
+def stop_by_signal(monkeypatch, config, folder, *, at, number=signal.SIGTERM):
+    """Train until a signal comes while step `at` (from 0) gets its batch; return what the run says."""
+    original = Batches.at
+
+    def send(self, t):
+        if t == at:
+            os.kill(os.getpid(), number)
+        return original(self, t)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "at", send)
+        with pytest.raises(Interrupted) as raised:
+            run(config, folder, progress=False)
+    return str(raised.value)
 
 
 def without_times(record):
