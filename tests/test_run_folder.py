@@ -602,7 +602,7 @@ def test_another_process_owns_the_folder_until_it_is_killed(dataset, tmp_path):
         assert folder.result() is None
 
 
-@pytest.mark.parametrize(("here", "there", "pause"), [(0.0, 0.0, 45), (0.05, 0.4, 45), (0.25, 0.75, 100)])
+@pytest.mark.parametrize(("here", "there", "pause"), [(0.0, 0.0, 45), (0.05, 0.3, 45), (0.2, 0.6, 100)])
 def test_a_checkpoint_between_evaluations_costs_at_most_a_hundredth_of_the_time(here, there, pause, folder,
                                                                               monkeypatch):
     """Writing one takes seconds of the training and of the thread that writes; 45 s lie between two at least."""
