@@ -1,6 +1,8 @@
 """Runs of a sweep as tasks of a Ray cluster, with a folder that all its machines see; needs the extra ``ray``."""
 
+import os
 import re
+import signal
 import socket
 import time
 import traceback
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import papermill
 
-from dasolib.launch import BUSY, LOG, NOTEBOOK, notebook_parameters, own
+from dasolib.launch import BUSY, LOG, NOTEBOOK, ask_kernels_to_stop, notebook_parameters, own
 from dasolib.progress import is_finished
 from dasolib.run_folder import project_root
 
@@ -42,13 +44,20 @@ def train(folder, parameters):
     lock = own(folder)
     if lock is None:
         return "" if is_finished(folder) else BUSY
+    def stop(number, frame):  # Ray cancels a task by what Ctrl-C does
+        if not ask_kernels_to_stop(os.getpid()):
+            raise KeyboardInterrupt
+
     with lock:
+        before = signal.signal(signal.SIGINT, stop)
         try:
             papermill.execute_notebook(project_root() / NOTEBOOK, folder / "train.ipynb", parameters,
                                        cwd=project_root(), progress_bar=False)
         except Exception:
             (folder / LOG).write_text(traceback.format_exc())
             raise
+        finally:
+            signal.signal(signal.SIGINT, before)
     return ""
 
 

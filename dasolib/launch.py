@@ -1,7 +1,6 @@
 """How a run of a grid is started: its notebook with papermill, in a process of this machine, once at a time."""
 
 import ast
-import contextlib
 import functools
 import json
 import os
@@ -94,6 +93,20 @@ def is_in_work(folder):
     return False
 
 
+def ask_kernels_to_stop(pid):
+    """Ask the kernels that process `pid` has started to save their run and to end; return whether there are any.
+
+    papermill ends with its kernel. Asked itself, it would end the kernel by force after some seconds.
+    """
+    try:
+        kernels = psutil.Process(pid).children()
+        for kernel in kernels:
+            kernel.terminate()
+    except psutil.NoSuchProcess:  # it has ended just now
+        return True
+    return bool(kernels)
+
+
 class Local:
     """Runs as processes of this machine.
 
@@ -145,17 +158,9 @@ class Job:
         return lines[-1] if code > 0 and lines else f"ended by signal {-code}" if code < 0 else "left no result.json"
 
     def stop(self):
-        """Ask it to save its last step and to end; `wait` waits for that.
-
-        A kernel is asked itself, and papermill ends with it: asked instead, papermill would end the kernel by force
-        after some seconds.
-        """
-        with contextlib.suppress(psutil.NoSuchProcess):
-            kernels = psutil.Process(self.process.pid).children()
-            for kernel in kernels:
-                kernel.terminate()
-            if not kernels:
-                self.process.send_signal(signal.SIGINT)
+        """Ask it to save its last step and to end; `wait` waits for that."""
+        if not ask_kernels_to_stop(self.process.pid):
+            self.process.send_signal(signal.SIGINT)
 
     def wait(self, deadline):
         """Wait until it has ended, and end it by force at `deadline`, a time of `time.monotonic`."""

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 
 from dasolib import cluster, sweep
 from dasolib.grid import load_grid
-from dasolib.launch import SWEEP_LOCK, is_in_work
+from dasolib.launch import LOG, SWEEP_LOCK, is_in_work
 from dasolib.progress import is_finished, last_record
 from dasolib.run_folder import take_lock
 from tests.tiny import save_tiny
@@ -165,6 +166,9 @@ def test_interrupted_it_stops_all_tasks_and_the_same_command_goes_on(grid, head)
         assert not any(is_in_work(run.folder) or (run.folder / "result.json").exists() for run in runs)
         steps = sorted(map(step_of, runs))
         assert steps[0] == 0 < steps[1]
+        (stopped,) = filter(has_checkpoint, runs)
+        saved = torch.load(stopped.folder / "checkpoint.pt", weights_only=True)["step"]
+        assert f"saved at step {saved:,} of {STEPS:,}; run again to continue" in (stopped.folder / LOG).read_text()
         process = start()
         printed, _ = process.communicate(timeout=DEADLINE)
     finally:
@@ -173,7 +177,7 @@ def test_interrupted_it_stops_all_tasks_and_the_same_command_goes_on(grid, head)
     waited, interrupted = sorted(
         [start["from_step"] for start in json.loads((run.folder / "environment.json").read_text())["starts"]]
         for run in runs)
-    assert waited == [0] and interrupted[0] == 0 < interrupted[1] <= steps[1]
+    assert waited == [0] and interrupted == [0, saved] and saved >= steps[1]
 
 
 @pytest.mark.slow
