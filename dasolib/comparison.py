@@ -47,15 +47,16 @@ DASO_ALONE = {*NOT_COMPARED, *ABLATED, *REBALANCERS["daso"].settings, "rebalance
 CELL = [*SETTING, "method", "variant", "measure"]  # what tells cells apart; several tables print the same one
 # How numbers are rounded makes no run one of another scale.
 ARITHMETIC = ("precision", "channels_last", "compile", "threads")
-CONFIDENCE = 0.95  # of the interval around a difference
+CONFIDENCE = 0.95  # of every interval
+FEWEST = 3  # seeds of an interval: that of two is so wide that it says nothing
 FULL_SCALE = "Full scale"  # how the name of the paper's scale begins
 COLUMNS = (
     "paper: as printed, in %; mean ± sample std over 3 seeds, or a number alone.\n"
     f"ours, acc.: median of the last {LAST} evaluations of a run; mean over seeds, ± sample std. +LA: with logit "
     "adjustment at test time.\n"
     "difference: our number in the measure of the paper's cell minus the paper's, ± half the width of the 95 % "
-    "interval\nof Welch's t for two means; without it where one of them has no std. Where our runs are of another "
-    "scale, the difference\nincludes what that does.\n-: missing.\n"
+    "interval\nof Welch's t for two means; without it where the paper has no std, or we have fewer than three seeds. "
+    "Where our runs\nare of another scale, the difference includes what that does.\n-: missing.\n"
     f"{BEST}"
 )
 OPEN_SET = {"semi_aves": "unlabeled images of the 200 known classes",
@@ -276,8 +277,9 @@ def compare(published, runs, *, seeds=(0, 1, 2)):
         `dasolib.results.results_table` for the runs beside it, and ``by_seed``, the accuracies of these by seed;
         ``difference``, theirs in ``measure`` minus the published number, and ``difference_error``, half the width of
         its 95 % interval. That is Welch's for two means, of our seeds and of the published ones, whose standard
-        deviations are taken as printed; NaN where one side has none. Runs at full scale come first. A scale without
-        runs has no rows; without any run all cells are there, at full scale, with what is missing.
+        deviations are taken as printed; NaN where these have none, or there are fewer than three of ours. Runs at full
+        scale come first. A scale without runs has no rows; without any run all cells are there, at full scale, with
+        what is missing.
 
     Raises
     ------
@@ -462,7 +464,7 @@ def reading(*tables):
 def _difference(cell, summary):
     """Columns of `compare` on one cell of the paper and the runs beside it."""
     ours, std, n = summary[cell["measure"]], summary[f"{cell['measure']}_std"], summary["seeds"]
-    errors = np.array([std**2 / n if n else np.nan, cell["published_std"]**2 / cell["published_seeds"]])
+    errors = np.array([std**2 / n if n >= FEWEST else np.nan, cell["published_std"]**2 / cell["published_seeds"]])
     with np.errstate(invalid="ignore"):  # without any spread there is no number of degrees of freedom
         freedom = errors.sum()**2 / (errors**2 / np.array([n - 1, cell["published_seeds"] - 1])).sum()
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(errors.sum()))

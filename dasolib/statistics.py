@@ -1,5 +1,6 @@
 """How sure it is what a study says: intervals over seeds, paired where methods share splits, and orders of methods."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from dasolib import published
-from dasolib.comparison import as_published, is_target, other_changes, settings_text, variant
+from dasolib.comparison import CONFIDENCE, FEWEST, as_published, is_target, other_changes, settings_text, variant
 from dasolib.results import (
     NAMES,
     SETTING,
@@ -20,22 +21,22 @@ from dasolib.results import (
     without_daso,
 )
 
-LEVEL = 0.95  # of every interval
-RESAMPLES = 9999
-ENOUGH = 4  # seeds, from which on `reading` counts or prints an interval
+PERMUTATIONS = 9999  # of methods, where not all of them are counted out
+P = {"p": "p", "p_holm": "Holm"}  # columns of tables of comparisons, and their titles
 WHERE = (*SETTING, "n_val", "labeled_indices", "data_sha256", *SIZE)  # same images, same labels, same scale
 # DASO that blends nothing and aligns nothing trains as its base learner does. What is left of it: the moving average
 # passes labeled images in train mode.
 TRAIN_MODE_ALONE = settings_text({"lambda_align": 0.0, "fixed_blend": 0.0})
 ON_BASE_LEARNER = {"": "+ DASO", TRAIN_MODE_ALONE: "+ train mode"}  # variants compared with it, and what they change
 INTERVALS = (
-    "[ ]: 95 % percentile bootstrap over seeds; too narrow for few of them, below four at most from the smallest\n"
-    "number to the largest. ±: sample std over seeds. -: too few seeds."
+    f"[ ]: {100 * CONFIDENCE:.0f} % interval of Student's t over seeds, of a change that of its differences on the\n"
+    f"same splits, from {FEWEST} seeds on. ±: sample std over seeds. p: of the same t, or of permuted methods; Holm:\n"
+    "p corrected for the number of comparisons in the table. -: too few seeds or methods."
 )
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds, and how sure it is; what one seed cannot say is NaN."""
+    """A mean over seeds, and how sure it is; what so few seeds cannot say is NaN."""
 
     mean: float
     std: float  # sample standard deviation
@@ -53,7 +54,7 @@ class Group(NamedTuple):
 
 
 def estimate(values):
-    """Mean, sample standard deviation and bootstrap interval of the mean.
+    """Mean, sample standard deviation and interval of the mean.
 
     Parameters
     ----------
@@ -63,19 +64,64 @@ def estimate(values):
     Returns
     -------
     Estimate
-        With the 95 % percentile bootstrap's interval, always of the same draws.
+        With the interval of Student's t, from three seeds on: with two it is 13 standard deviations wide, and one says
+        nothing. Seeds are taken as drawn from a normal distribution.
 
     Examples
     --------
     >>> found = estimate([0.5, 0.6, 0.7])
     >>> [round(float(number), 3) for number in found]
-    [0.6, 0.1, 0.5, 0.7, 3.0]
+    [0.6, 0.1, 0.352, 0.848, 3.0]
     """
     values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return Estimate(float(values.mean()) if len(values) else np.nan, np.nan, np.nan, np.nan, len(values))
-    low, high = np.quantile(values[_draws(len(values))].mean(axis=1), _ends())
-    return Estimate(float(values.mean()), float(values.std(ddof=1)), float(low), float(high), len(values))
+    n = len(values)
+    mean, std = values.mean() if n else np.nan, values.std(ddof=1) if n > 1 else np.nan
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * std / math.sqrt(n) if n >= FEWEST else np.nan
+    return Estimate(*map(float, (mean, std, mean - half, mean + half)), n)
+
+
+def p_value(values):
+    """Two-sided p of Student's t for a mean of 0 of values, one for each seed; NaN where they have no interval.
+
+    Examples
+    --------
+    >>> round(p_value([0.5, 0.6, 0.7]), 4)
+    0.0091
+    """
+    mean, std, low, _, n = estimate(values)
+    if np.isnan(low) or std == mean == 0:  # equal on all seeds
+        return np.nan
+    with np.errstate(divide="ignore"):
+        return float(2 * stats.t.sf(np.abs(np.divide(mean, std / math.sqrt(n))), n - 1))
+
+
+def holm(p):
+    """Correct p for the number of comparisons, which are those that have one: Holm's step-down.
+
+    Parameters
+    ----------
+    p : sequence of float
+        NaN where there is none.
+
+    Returns
+    -------
+    ndarray
+        Each below a level only if this may be said of all that are, with that chance of any error among them.
+
+    References
+    ----------
+    Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, float("nan"), 0.03, 0.005]).round(3).tolist()
+    [0.03, 0.06, nan, 0.06, 0.02]
+    """
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p, kind="stable")[:np.count_nonzero(~np.isnan(p))]
+    corrected = np.full(len(p), np.nan)
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return corrected
 
 
 def best_gaps(runs):
@@ -119,8 +165,9 @@ def paired_changes(runs, measure="plain"):
     -------
     DataFrame
         A row for each pair of which both have finished runs, in the order of `runs`: ``dataset``, ``unlabeled``, what
-        else of `WHERE` tells rows apart, ``method`` without the change, ``change``, and an `Estimate` of the difference
-        in [0, 1] over the seeds that both have. A method with DASO is compared with the same without it; one with
+        else of `WHERE` tells rows apart, ``method`` without the change, ``change``, an `Estimate` of the difference
+        in [0, 1] over the seeds that both have, its ``p``, see `p_value`, and ``p_holm``, corrected for the number of
+        rows that have one, see `holm`. A method with DASO is compared with the same without it; one with
         changed settings with DASO as published; DASO without blend and alignment, of which the train mode of the moving
         average is left, with the same without DASO. ``change`` also names what else is another setting, as the paper's
         ReMixMatch does not align on CIFAR10-LT with DASO.
@@ -140,9 +187,10 @@ def paired_changes(runs, measure="plain"):
         if common and before != group:
             first, second = ([each[seed].result[measure]["accuracy"] for seed in common] for each in (base, by_seed))
             more = other_changes(base[common[0]].config, by_seed[common[0]].config)
-            rows.append((*group.where, before.label, f"{change}, {more}" if more else change,
-                         *estimate(np.subtract(second, first))))
-    return _table(rows, ["method", "change", *Estimate._fields], runs)
+            differences = np.subtract(second, first)
+            rows.append((*group.where, before.label, f"{change}, {more}" if more else change, *estimate(differences),
+                         p_value(differences)))
+    return _corrected(_table(rows, ["method", "change", *Estimate._fields, "p"], runs))
 
 
 def order_agreement(cells, runs):
@@ -160,11 +208,9 @@ def order_agreement(cells, runs):
     -------
     dict
         ``methods`` and ``seeds``, how many are compared: the methods that are in both, on the seeds that all of them
-        have; ``correlation`` of their means in [-1, 1], and ``low`` and ``high``, its 95 % interval: our seeds are
-        drawn anew, the same for all methods, and the published means from normal distributions with their standard
-        errors. That adds noise to means which have it, and pulls the drawn correlations towards 0: where the interval
-        would not hold the correlation itself, it ends there. It says how sure the order of these methods is, not what
-        others would do. NaN with fewer than three methods, the interval with fewer than two seeds.
+        have; ``correlation`` of their means in [-1, 1], and its two-sided ``p`` from permutations of the methods, all
+        of them up to seven: the chance of one as large if the two orders had nothing to do with each other. It says
+        nothing of seeds, and there is no interval. NaN with fewer than three methods, or where all are equal.
 
     Raises
     ------
@@ -180,20 +226,18 @@ def order_agreement(cells, runs):
         if group.label in cells.index:
             ours[group.label] = by_seed
     seeds = sorted(set.intersection(*map(set, ours.values()))) if ours else []
-    found = {"methods": len(ours), "seeds": len(seeds), "correlation": np.nan, "low": np.nan, "high": np.nan}
+    found = {"methods": len(ours), "seeds": len(seeds), "correlation": np.nan, "p": np.nan}
     if len(ours) < 3 or not seeds:
         return found
     accuracy = np.array([[by_seed[seed].result["plain"]["accuracy"] for seed in seeds]
                          for by_seed in ours.values()])  # (methods, seeds)
-    paper = cells.loc[list(ours)]
-    found["correlation"] = float(stats.spearmanr(accuracy.mean(axis=1), paper["published"]).statistic)
-    if len(seeds) > 1:
-        error = (paper["published_std"] / paper["published_seeds"]**0.5).fillna(0).to_numpy()
-        printed = np.random.default_rng(1).normal(paper["published"], error, (RESAMPLES, len(error)))
-        drawn = accuracy[:, _draws(len(seeds))].mean(axis=2).T
-        low, high = np.nanquantile(_rank_correlations(drawn, printed), _ends()).tolist()
-        found |= {"low": min(low, found["correlation"]), "high": max(high, found["correlation"])}
-    return found
+    one, other = (stats.rankdata(values) for values in (accuracy.mean(axis=1), cells.loc[list(ours), "published"]))
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return found
+    test = stats.permutation_test((one,), lambda ranks, axis: _correlation(ranks, other, axis), vectorized=True,
+                                  permutation_type="pairings", n_resamples=PERMUTATIONS,
+                                  rng=np.random.default_rng(0))
+    return found | {"correlation": float(test.statistic), "p": float(test.pvalue)}
 
 
 def order_table(runs):
@@ -209,7 +253,7 @@ def order_table(runs):
     DataFrame
         ``dataset`` and ``unlabeled`` of our runs, what else of `WHERE` tells rows apart; ``paper``, the numbers beside
         them: "same split", or "CIFAR10-LT" where the paper has no such split, its main columns with the same kind of
-        unlabeled classes; and what `order_agreement` returns.
+        unlabeled classes; what `order_agreement` returns, and its p corrected by `holm` for the table.
     """
     groups, rows = {}, []
     for run in runs:
@@ -222,30 +266,51 @@ def order_table(runs):
         if cells.empty:
             cells, paper = main[main["unlabeled"] == where[1]], "CIFAR10-LT"
         rows.append((*where, paper, *order_agreement(cells, members).values()))
-    return _table(rows, ["paper", "methods", "seeds", "correlation", "low", "high"], runs)
+    return _corrected(_table(rows, ["paper", "methods", "seeds", "correlation", "p"], runs))
+
+
+def sampling_errors(runs):
+    """Text on what the choice of test images alone does to an accuracy, a line for each data set.
+
+    Parameters
+    ----------
+    runs : list of dasolib.results.Run
+        Unfinished ones are left out.
+
+    Returns
+    -------
+    str
+        The binomial standard errors of the runs' accuracies, in points. All seeds and methods have the same test
+        images, so that intervals over seeds do not hold this error, and differences between methods less of it.
+    """
+    errors = {}
+    for run in runs:
+        if run.result is not None:
+            n, accuracy = int(run.counts["test"][-1].sum()), run.result["plain"]["accuracy"]
+            errors.setdefault((run.config["dataset"], n), []).append(100 * math.sqrt(accuracy * (1 - accuracy) / n))
+    return "\n".join(f"{dataset}: {n:,} test images, whose choice alone gives an accuracy a standard error of "
+                     f"{min(each):.1f} to {max(each):.1f} points (binomial), in no interval over seeds"
+                     for (dataset, n), each in errors.items())
 
 
 def format_estimates(table):
-    """Text of `best_gaps` or `paired_changes`, in percentage points."""
+    """Text of `best_gaps` or `paired_changes`, in percentage points; of the latter with the number of comparisons."""
     if table.empty:
         return "no finished runs to compare"
-    shown = table[[name for name in table.columns if name not in Estimate._fields]].copy()
+    shown = table[[name for name in table.columns if name not in (*Estimate._fields, *P)]].copy()
     shown["points"] = [plus_minus(mean, std, sign="+") for mean, std in zip(table["mean"], table["std"], strict=True)]
-    shown["interval"] = [_interval(low, high, scale=100, digits=1)
+    shown["interval"] = ["-" if np.isnan(low) else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
                          for low, high in zip(table["low"], table["high"], strict=True)]
-    shown["seeds"] = table["seeds"]
-    return text_table(shown, gap=2)
+    return _with_p(shown.assign(seeds=table["seeds"]), table)
 
 
 def format_orders(table):
     """Text of an `order_table`."""
     if table.empty:
         return "no finished runs to compare"
-    shown = table[[name for name in table.columns if name not in ("correlation", "low", "high")]].copy()
+    shown = table[[name for name in table.columns if name not in ("correlation", *P)]].copy()
     shown["rank correlation"] = ["-" if np.isnan(value) else f"{value:+.2f}" for value in table["correlation"]]
-    shown["interval"] = [_interval(low, high, scale=1, digits=2)
-                         for low, high in zip(table["low"], table["high"], strict=True)]
-    return text_table(shown, gap=2)
+    return _with_p(shown, table)
 
 
 def reading(gaps, changes, orders):
@@ -257,23 +322,23 @@ def reading(gaps, changes, orders):
             low, middle, high = (100 * part["mean"].quantile([0, 0.5, 1])).tolist()
             parts.append(f"the best evaluation of {whose} is {low:.1f} to {high:.1f} points above the median of its "
                          f"last 20, by method and split, {middle:.1f} in the middle")
+    n_all = changes["p"].count()
     for change, part in changes.groupby("change", sort=False):
-        mean, sure = 100 * part["mean"].mean(), part[part["seeds"] >= ENOUGH]
-        text = (f"{change}: {(part['mean'] > 0).sum()} of {len(part)} differences are above 0, {mean:+.1f} points on "
-                "average")
-        if len(sure):
-            n_above, n_below = (sure["low"] > 0).sum(), (sure["high"] < 0).sum()
-            text += f"; intervals from {ENOUGH} seeds or more: {n_above} of {len(sure)} above 0, {n_below} below"
+        text = (f"{change}: {(part['mean'] > 0).sum()} of {len(part)} differences are above 0, "
+                f"{100 * part['mean'].mean():+.1f} points on average")
+        if n := part["low"].count():
+            above, below, sure = part["low"] > 0, part["high"] < 0, part["p_holm"] < 1 - CONFIDENCE
+            text += (f"; intervals from {FEWEST} seeds or more: {above.sum()} of {n} above 0, {below.sum()} below; "
+                     f"corrected for {n_all} comparisons {(above & sure).sum()} above, {(below & sure).sum()} below")
         parts.append(text)
     for row in orders.to_dict("records"):
         if not np.isnan(row["correlation"]):
             split = settings_text({name: row[name] for name in WHERE[2:] if name in row})
             where = f"{row['dataset']}, {row['unlabeled']}" + (f" ({split})" if split else "")
             paper = "the paper" if row["paper"] == "same split" else f"the paper's on {row['paper']}"
-            sure = (_interval(row["low"], row["high"], scale=1, digits=2) if row["seeds"] >= ENOUGH
-                    else f"({row['seeds']} seed{'s' * (row['seeds'] > 1)})")
             parts.append(f"order of {row['methods']} methods on {where}: rank correlation with {paper} "
-                         f"{row['correlation']:+.2f} {sure}")
+                         f"{row['correlation']:+.2f} (p = {row['p']:.2g}, Holm {row['p_holm']:.2g}; {row['seeds']} "
+                         f"seed{'s' * (row['seeds'] > 1)})")
     return f"Reading: {'; '.join(parts) or 'no finished runs'}."
 
 
@@ -298,22 +363,21 @@ def _table(rows, columns, runs):
     return pd.DataFrame(rows, columns=[*WHERE, *columns])[[*telling(runs, WHERE), *columns]]
 
 
-def _draws(n):
-    """Rows (RESAMPLES, n) of a bootstrap, always the same."""
-    return np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+def _corrected(table):
+    return table.assign(p_holm=holm(table["p"]))
 
 
-def _ends():
-    return (1 - LEVEL) / 2, (1 + LEVEL) / 2
+def _correlation(one, other, axis):
+    """Pearson's correlation along an axis, of ranks that is Spearman's."""
+    one, other = (values - values.mean(axis=axis, keepdims=True) for values in (one, other))
+    return (one * other).sum(axis=axis) / np.sqrt((one**2).sum(axis=axis) * (other**2).sum(axis=axis))
 
 
-def _rank_correlations(one, other):
-    """Spearman's correlation of each row of two arrays (n, methods); NaN where all of a row are equal."""
-    a, b = (stats.rankdata(values, axis=1) for values in (one, other))
-    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        return (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-
-
-def _interval(low, high, *, scale, digits):
-    return "-" if np.isnan(low) else f"[{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+def _with_p(shown, table):
+    """Text of a table, with p and the number of comparisons where there are any."""
+    if "p" not in table:
+        return text_table(shown, gap=2)
+    for name, title in P.items():
+        shown[title] = ["-" if np.isnan(p) else f"{p:.4f}" if p >= 0.0001 else "<.0001" for p in table[name]]
+    n = int(table["p"].count())
+    return f"{text_table(shown, gap=2)}\nHolm: for {n} comparison{'s' * (n != 1)}"

@@ -1,7 +1,5 @@
 """Intervals over seeds, paired differences, and orders of methods: against scipy, and worked by hand."""
 
-import re
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -12,10 +10,13 @@ from dasolib.statistics import (
     estimate,
     format_estimates,
     format_orders,
+    holm,
     order_agreement,
     order_table,
+    p_value,
     paired_changes,
     reading,
+    sampling_errors,
 )
 from tests.hand_made import TEST, make_run
 from tests.test_comparison import paper_run
@@ -26,20 +27,39 @@ EQUAL = MAIN[MAIN["unlabeled"] == "equal"]
 WORSE = np.array([[6, 4, 0, 0], [2, 8, 0, 0], [4, 0, 6, 0], [10, 0, 0, 0]])  # 20 of 40 right; TEST 26, BETTER 32
 
 
-def test_an_estimate_has_scipys_percentile_bootstrap():
-    """Up to the chance of 9,999 draws each."""
-    values = [0.61, 0.65, 0.66, 0.72, 0.8]
-    found = estimate(values)
-    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=9999).confidence_interval
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
-    assert found.mean == pytest.approx(0.688) and found.std == pytest.approx(np.std(values, ddof=1))
-    assert estimate(values) == found and found.seeds == 5
+def test_a_paired_difference_has_scipys_interval_and_p():
+    before, after = np.array([0.61, 0.65, 0.66, 0.72, 0.8]), np.array([0.64, 0.64, 0.71, 0.79, 0.81])
+    found, theirs = estimate(after - before), stats.ttest_rel(after, before)
+    interval = theirs.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.mean == pytest.approx(0.03) and found.std == pytest.approx(np.std(after - before, ddof=1))
+    assert p_value(after - before) == pytest.approx(theirs.pvalue) and found.seeds == 5
 
 
-def test_few_seeds_say_as_little_as_they_can():
+@pytest.mark.parametrize("n", [3, 5])
+def test_an_interval_holds_the_mean_as_often_as_it_says(n):
+    """Of 2,000 samples with the mean 0; 3 standard errors are 1.5 %."""
+    found = [estimate(sample) for sample in np.random.default_rng(0).normal(size=(2000, n))]
+    assert np.mean([each.low <= 0 <= each.high for each in found]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_below_three_seeds_there_is_no_interval_and_no_p():
     assert estimate([0.5]).mean == 0.5 and np.isnan(estimate([0.5])[1:4]).all()
     assert np.isnan(estimate([])[:4]).all() and estimate([]).seeds == 0
-    assert estimate([0.5, 0.7])[2:4] == (0.5, 0.7)
+    assert estimate([0.5, 0.7]).std == pytest.approx(0.2 / 2**0.5) and np.isnan(estimate([0.5, 0.7])[2:4]).all()
+    assert np.isnan([p_value([]), p_value([0.5]), p_value([0.5, 0.7])]).all()
+
+
+def test_equal_differences_have_an_interval_without_width():
+    assert estimate([0.5] * 3)[2:4] == (0.5, 0.5) and p_value([0.5] * 3) == 0
+    assert estimate([0.0] * 3)[2:4] == (0, 0) and np.isnan(p_value([0.0] * 3))
+
+
+def test_holm_rejects_no_true_hypothesis_in_95_of_100_tables():
+    """Of 20 comparisons without any difference; raw, two tables of three have a p below .05."""
+    p = np.random.default_rng(0).uniform(size=(2000, 20))
+    assert (p.min(axis=1) < 0.05).mean() > 0.6
+    assert np.mean([(holm(each) < 0.05).any() for each in p]) == pytest.approx(0.05, abs=0.015)
 
 
 def test_daso_is_compared_on_the_seeds_of_both(tmp_path):
@@ -50,8 +70,8 @@ def test_daso_is_compared_on_the_seeds_of_both(tmp_path):
     (row,) = paired_changes(runs).to_dict("records")
     assert (row["dataset"], row["unlabeled"], row["method"], row["change"]) == ("cifar10", "equal", "FixMatch",
                                                                                 "+ DASO")
-    assert (row["mean"], row["low"], row["high"], row["seeds"]) == pytest.approx((-0.075, -0.3, 0.15, 2))
-    assert row["std"] == pytest.approx(0.45 / 2**0.5)
+    assert (row["mean"], row["seeds"], row["std"]) == pytest.approx((-0.075, 2, 0.45 / 2**0.5))
+    assert np.isnan([row[name] for name in ("low", "high", "p", "p_holm")]).all()
 
 
 def test_a_changed_setting_is_compared_with_daso_as_published(tmp_path):
@@ -88,27 +108,37 @@ def test_rows_of_several_splits_and_scales_say_what_tells_them_apart(tmp_path):
     assert orders[["n1", "total_steps", "methods"]].to_numpy().tolist() == [[1500, 10_000, 1], [500, 10_000, 1],
                                                                            [1500, 500, 1]]
     assert format_orders(orders).splitlines()[0].split() == (
-        "dataset unlabeled n1 total_steps paper methods seeds rank correlation interval".split())
+        "dataset unlabeled n1 total_steps paper methods seeds rank correlation p Holm".split())
     with pytest.raises(ValueError, match="several splits or scales of FixMatch"):
         order_agreement(EQUAL, runs)
 
 
-def test_the_interval_of_an_order_holds_the_correlation(tmp_path):
-    """Two seeds that differ by less than what they are drawn with."""
-    cells = EQUAL[EQUAL["measure"].eq("accuracy") & EQUAL["variant"].eq("")]
-    close = cells.assign(published=[0.7 + 1e-4 * i for i in range(len(cells))])
-    found = order_agreement(close, ranked_runs(tmp_path, [(WORSE, BETTER, TEST)] * 2))
-    assert found["low"] <= found["correlation"] <= found["high"]
-
-
-def test_an_interval_is_counted_from_four_seeds_on(tmp_path):
+def test_differences_of_three_seeds_are_counted_raw_and_corrected(tmp_path):
+    """+ DASO on three seeds: .15, .15, .25; on LA .15, .15, -.15. Two comparisons: Holm doubles the smaller p."""
+    best = np.array([[10, 0, 0, 0], [0, 10, 0, 0], [0, 0, 10, 0], [4, 0, 0, 6]])
     runs = [paper_run(tmp_path, seed=seed, rebalance=rebalance, test=test)
-            for seed in range(4) for rebalance, test in (("", TEST), ("daso", BETTER))]
-    orders = order_table(runs)
-    line = "+ DASO: 1 of 1 differences are above 0, +15.0 points on average"
-    assert f"; {line}; intervals from 4 seeds or more: 1 of 1 above 0, 0 below" in (
-        reading(best_gaps(runs), paired_changes(runs), orders))
-    assert reading(best_gaps(runs[:6]), paired_changes(runs[:6]), orders).endswith(f"; {line}.")
+            for seed, tests in enumerate(((TEST, BETTER, TEST, BETTER), (TEST, BETTER, TEST, BETTER),
+                                          (TEST, best, BETTER, TEST)))
+            for rebalance, test in zip(("", "daso", "la", "la,daso"), tests, strict=True)]
+    changes, orders = paired_changes(runs), order_table(runs)
+    p = [p_value([0.15, 0.15, 0.25]), p_value([0.15, 0.15, -0.15])]
+    assert changes[["p", "p_holm"]].to_numpy().tolist() == [
+        pytest.approx([p[0], 2 * p[0]]), pytest.approx([p[1], p[1]])]
+    assert format_estimates(changes).splitlines()[-1] == "Holm: for 2 comparisons"
+    line = "+ DASO: 2 of 2 differences are above 0, +11.7 points on average"
+    assert p[0] < 0.05 < 2 * p[0]
+    assert (f"; {line}; intervals from 3 seeds or more: 1 of 2 above 0, 0 below; corrected for 2 comparisons 0 above, "
+            "0 below;") in reading(best_gaps(runs), changes, orders)
+    few = [run for run in runs if run.config["seed"] < 2]
+    assert "intervals" not in reading(best_gaps(few), paired_changes(few), orders)
+
+
+def test_the_choice_of_test_images_has_its_own_error(tmp_path):
+    """.65 and .8 of 40 images: 7.5 and 6.3 points."""
+    runs = [paper_run(tmp_path), paper_run(tmp_path, rebalance="daso", test=BETTER),
+            paper_run(tmp_path, seed=1, finished=False)]
+    assert sampling_errors(runs).startswith("cifar10: 40 test images, whose choice alone gives an accuracy a standard "
+                                            "error of 6.3 to 7.5 points (binomial)")
 
 
 @pytest.mark.parametrize("settings", [{"unlabeled": "reversed"}, {"n1": 400}, {"total_steps": 5000}, {"n_val": 100},
@@ -131,15 +161,18 @@ def test_the_gap_is_best_minus_median_of_each_run(tmp_path):
         run.result["plain"]["best"] = best
     (row,) = best_gaps([*runs, paper_run(tmp_path / "other", seed=5, finished=False)]).to_dict("records")
     assert (row["method"], row["seeds"]) == ("FixMatch", 2)
-    assert (row["mean"], row["low"], row["high"]) == pytest.approx((0.075, 0.05, 0.1))
+    assert (row["mean"], row["std"]) == pytest.approx((0.075, 0.05 / 2**0.5))
 
 
 def test_estimates_are_printed_in_points(tmp_path):
-    runs = [make_run(tmp_path, seed=0), make_run(tmp_path, seed=1),
-            make_run(tmp_path, seed=0, rebalance="daso", test=BETTER), make_run(tmp_path, seed=1, rebalance="daso")]
-    head, line = format_estimates(paired_changes(runs)).splitlines()
-    assert head.split() == ["dataset", "unlabeled", "method", "change", "points", "interval", "seeds"]
-    assert line.split() == "mnist5k reversed FixMatch + DASO +7.5 ± 10.6 [+0.0, +15.0] 2".split()
+    runs = [make_run(tmp_path, seed=seed, rebalance=rebalance, test=test)
+            for seed, last in enumerate((BETTER, TEST, TEST)) for rebalance, test in (("", TEST), ("daso", last))]
+    head, line, note = format_estimates(paired_changes(runs)).splitlines()
+    assert head.split() == "dataset unlabeled method change points interval seeds p Holm".split()
+    assert line.split() == "mnist5k reversed FixMatch + DASO +5.0 ± 8.7 [-16.5, +26.5] 3 0.4226 0.4226".split()
+    assert note == "Holm: for 1 comparison"
+    few = format_estimates(paired_changes(runs[:4])).splitlines()
+    assert few[1].split()[-7:] == "+7.5 ± 10.6 - 2 - -".split() and few[2] == "Holm: for 0 comparisons"
 
 
 def ranked_runs(folder, orders):
@@ -149,24 +182,35 @@ def ranked_runs(folder, orders):
 
 
 def test_the_order_of_methods_is_compared_with_the_papers(tmp_path):
-    """In the paper FixMatch 77.5 < DASO 79.1 < LA 82.0, so far apart that printed errors move them seldom."""
+    """In the paper FixMatch 77.5 < DASO 79.1 < LA 82.0; of the six orders of three, two are as far from 0."""
     same = order_agreement(EQUAL, ranked_runs(tmp_path / "a", [(WORSE, BETTER, TEST)] * 3))
-    assert (same["methods"], same["seeds"], same["correlation"], same["high"]) == (3, 3, 1, 1)
-    assert same["low"] == 0.5  # where DASO and FixMatch are drawn in the other order
+    assert same == {"methods": 3, "seeds": 3, "correlation": pytest.approx(1), "p": pytest.approx(1 / 3)}
     opposite = order_agreement(EQUAL, ranked_runs(tmp_path / "b", [(BETTER, WORSE, TEST)] * 3))
-    assert (opposite["correlation"], opposite["low"]) == (-1, -1)
+    assert opposite["correlation"] == pytest.approx(-1) and opposite["p"] == pytest.approx(1 / 3)
+    level = order_agreement(EQUAL, ranked_runs(tmp_path / "c", [(TEST, TEST, TEST)] * 3))
+    assert np.isnan([level["correlation"], level["p"]]).all()
 
 
-def test_the_interval_of_the_order_widens_where_our_seeds_disagree(tmp_path):
-    runs = ranked_runs(tmp_path, [(WORSE, BETTER, TEST), (WORSE, BETTER, TEST), (BETTER, WORSE, TEST)])
+def test_the_correlation_is_spearmans_with_a_p_from_permutations(tmp_path):
+    """Six methods, two of which are equal here."""
+    tests = [TEST, BETTER, WORSE, np.diag([9, 9, 9, 9]) + np.eye(4, k=1, dtype=int), np.diag([10] * 4), TEST]
+    names = ("", "la", "daso", "darp", "crest", "abc")
+    runs = [paper_run(tmp_path, rebalance=name, test=test) for name, test in zip(names, tests, strict=True)]
+    cells = EQUAL[(EQUAL["measure"] == "accuracy") & (EQUAL["variant"] == "")].drop_duplicates("method")
+    paper = cells.set_index("method").loc[[run.label for run in runs], "published"].to_numpy()
+    ours = np.array([run.result["plain"]["accuracy"] for run in runs])
     found = order_agreement(EQUAL, runs)
-    assert (found["low"], found["high"]) == (-1, 1)
+    assert found["methods"] == 6
+    assert found["correlation"] == pytest.approx(stats.spearmanr(ours, paper).statistic)
+    theirs = stats.permutation_test((ours,), lambda values: stats.spearmanr(values, paper).statistic,
+                                    permutation_type="pairings", n_resamples=np.inf)
+    assert found["p"] == pytest.approx(theirs.pvalue)
 
 
 def test_methods_are_compared_on_the_seeds_of_all_of_them(tmp_path):
     runs = ranked_runs(tmp_path, [(WORSE, BETTER, TEST)]) + [paper_run(tmp_path / "more", seed=1)]
     found = order_agreement(EQUAL, runs)
-    assert (found["methods"], found["seeds"], found["correlation"]) == (3, 1, 1) and np.isnan(found["low"])
+    assert (found["methods"], found["seeds"], found["correlation"]) == (3, 1, pytest.approx(1))
     few = order_agreement(EQUAL, runs[:2])
     assert few["methods"] == 2 and np.isnan(few["correlation"])
     assert order_agreement(EQUAL, [])["methods"] == 0
@@ -190,20 +234,22 @@ def test_every_data_set_is_compared_with_the_column_of_its_unlabeled_classes(tmp
         ["mnist5k", "reversed", "CIFAR10-LT", 3]]  # the paper has no LA with reversed classes
     assert table["correlation"].tolist() == pytest.approx([1, 0.5])  # 71.8 < 80.0 < 80.3
     assert format_orders(table).splitlines()[2].split() == [
-        "mnist5k", "reversed", "CIFAR10-LT", "3", "1", "+0.50", "-"]
+        "mnist5k", "reversed", "CIFAR10-LT", "3", "1", "+0.50", "1.0000", "1.0000"]
     assert reading(best_gaps([]), paired_changes([]), table) == (
-        "Reading: order of 3 methods on cifar10, equal: rank correlation with the paper +1.00 (1 seed); "
-        "order of 3 methods on mnist5k, reversed: rank correlation with the paper's on CIFAR10-LT +0.50 (1 seed).")
+        "Reading: order of 3 methods on cifar10, equal: rank correlation with the paper +1.00 (p = 0.33, Holm "
+        "0.67; 1 seed); "
+        "order of 3 methods on mnist5k, reversed: rank correlation with the paper's on CIFAR10-LT +0.50 (p = 1, "
+        "Holm 1; 1 seed).")
 
 
-def test_the_reading_tells_splits_apart_and_prints_intervals_from_four_seeds_on(tmp_path):
-    few = ranked_runs(tmp_path / "few", [(WORSE, BETTER, TEST)] * 3)
-    many = [run for seed in range(4) for run in (
-        paper_run(tmp_path / f"{seed}", seed=seed, n1=500, m1=4000, rebalance=rebalance, test=test)
-        for rebalance, test in (("", WORSE), ("la", TEST), ("daso", BETTER)))]
-    text = reading(best_gaps([]), paired_changes([]), order_table(few + many))
-    assert "equal (n1 = 1500, m1 = 3000): rank correlation with the paper +1.00 (3 seeds)" in text
-    assert re.search(r"equal \(n1 = 500, m1 = 4000\): rank correlation with the paper \+1.00 \[[+-]", text)
+def test_the_reading_tells_splits_apart(tmp_path):
+    tests = (WORSE, BETTER, TEST)
+    runs = ranked_runs(tmp_path / "a", [tests] * 3) + [
+        paper_run(tmp_path / "b", n1=500, m1=4000, rebalance=rebalance, test=test)
+        for rebalance, test in (("", WORSE), ("la", TEST), ("daso", BETTER))]
+    text = reading(best_gaps([]), paired_changes([]), order_table(runs))
+    assert "equal (n1 = 1500, m1 = 3000): rank correlation with the paper +1.00 (p = 0.33, Holm 0.67; 3 seeds)" in text
+    assert "equal (n1 = 500, m1 = 4000): rank correlation with the paper +1.00 (p = 0.33, Holm 0.67; 1 seed)" in text
 
 
 def test_the_reading_sets_crest_apart(tmp_path):
