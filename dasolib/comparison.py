@@ -24,6 +24,7 @@ from dasolib.evaluation import LAST
 from dasolib.rebalance import REBALANCERS
 from dasolib.results import (
     BEST,
+    MASK,
     NAMES,
     NOT_COMPARED,
     SETTING,
@@ -57,7 +58,7 @@ COLUMNS = (
     "difference: our number in the measure of the paper's cell minus the paper's, ± half the width of the 95 % "
     "interval\nof Welch's t for two means; without it where the paper has no std, or we have fewer than three seeds. "
     "Where our runs\nare of another scale, the difference includes what that does.\n-: missing.\n"
-    f"{BEST}"
+    f"{MASK}\n{BEST}"
 )
 OPEN_SET = {"semi_aves": "unlabeled images of the 200 known classes",
             "semi_aves_unknown": "unlabeled images of known and of 800 unknown classes"}
@@ -547,6 +548,7 @@ def _details(cells, marks):
                            zip(cells["difference"], cells["difference_error"], strict=True)]
     for title, name in (("best*", "accuracy_best"), ("best+LA*", "adjusted_best")):
         shown[title] = [plus_minus(mean) for mean in cells[name]]
+    shown["mask"] = [plus_minus(share) for share in cells["mask_rate"]]
     shown["seeds"] = cells["seeds"]
     shown["missing"] = [text or "-" for text in cells["missing"]]
     return shown

@@ -31,6 +31,8 @@ SETTING = ("dataset", "unlabeled", "gamma_l", "gamma_u", "n1", "m1")  # what mak
 SIZE = ("network", "depth", "width", "batch_size", "total_steps")  # runs that differ in it are of another scale
 TOLD = ("†: DARP was told the true class counts of the unlabeled images, as in the published code where these are as\n"
         "imbalanced as the labeled ones; no other method knows them.")
+MASK = ("mask: share of the pseudo-labels that were learned from, in %, mean over the last 20 evaluations and seeds;\n"
+        "near 0 a run is all but supervised. -: none are made.")
 BEST = "*best: best evaluation of a run, chosen on the test set: shown beside the number, never used to choose."
 
 
@@ -70,6 +72,18 @@ class Run:
         """Whether hidden labels were counted for it."""
         return "darp" in self.config["rebalance"] and self.config["unlabeled"] == "equal" and (
             self.config["gamma_l"] == self.config["gamma_u"])
+
+    @property
+    def mask_rate(self):
+        """Share of the pseudo-labels in the loss, in [0, 1], mean of the last 20 evaluations; NaN without any.
+
+        In ``result.json``, or, of a run made before it was there, in its ``metrics.jsonl``.
+        """
+        if self.result is not None and "mask_rate" in self.result:
+            return float(np.array(self.result["mask_rate"], dtype=float))
+        if "mask_rate" not in self.metrics:  # no evaluation yet
+            return np.nan
+        return _mean(pd.to_numeric(self.metrics["mask_rate"]).to_numpy(dtype=float)[-LAST:])
 
     @property
     def label(self):
@@ -275,9 +289,9 @@ def results_table(runs, *, by=("dataset", "unlabeled", "method"), expected=()):
         the mean over seeds of the run's number (median of its last 20 evaluations), ``accuracy_std``, the sample
         standard deviation (NaN for one seed), and ``accuracy_best``, the mean of the best evaluation of each run, which
         is chosen on the test set and therefore only shown; the same three as ``adjusted...`` for logit adjustment at
-        test time; ``minutes`` of training, a mean; ``seeds``, the number of finished runs; ``missing``, a text naming
-        unfinished and absent ones; ``is_told_counts``, whether hidden labels were counted for the runs. Accuracies are
-        in [0, 1], and NaN for a group with no finished run.
+        test time; ``mask_rate``, the mean of `Run.mask_rate`; ``minutes`` of training, a mean; ``seeds``, the number of
+        finished runs; ``missing``, a text naming unfinished and absent ones; ``is_told_counts``, whether hidden labels
+        were counted for the runs. Accuracies are in [0, 1], and NaN for a group with no finished run.
 
     Raises
     ------
@@ -302,19 +316,21 @@ def format_table(table):
     Examples
     --------
     >>> print(format_table(results_table([], expected=[("cifar10", "equal", "FixMatch", 0)])).splitlines()[1])
-    cifar10 equal      FixMatch    -       -     -        -       -     0 s0 absent
+    cifar10 equal      FixMatch    -       -     -        -    -       -     0 s0 absent
     """
     shown = table[[name for name in table.columns if name not in group_summary([], [])]].copy()
     for title, name in (("acc.", "accuracy"), ("acc.+LA", "adjusted")):
         shown[title] = with_spread(table, name)
     for title, name in (("best*", "accuracy_best"), ("best+LA*", "adjusted_best")):
         shown[title] = [plus_minus(m) for m in table[name]]
+    shown["mask"] = [plus_minus(share) for share in table["mask_rate"]]
     shown["minutes"] = ["-" if np.isnan(minutes) else f"{minutes:.1f}" for minutes in table["minutes"]]
     shown["seeds"] = table["seeds"]
     shown["missing"] = [text or "-" for text in table["missing"]]
     return text_table(shown) + (
         f"\nacc.: test accuracy in %, median of the last {LAST} evaluations of a run; mean over seeds, ± sample std."
-        f"\n+LA: with logit adjustment at test time. minutes: of training and evaluation, mean over seeds.\n{BEST}"
+        f"\n+LA: with logit adjustment at test time. minutes: of training and evaluation, mean over seeds.\n"
+        f"{MASK}\n{BEST}"
     ) + (f"\n{TOLD}" if table["is_told_counts"].any() else "")
 
 
@@ -715,6 +731,7 @@ def group_summary(runs, seeds):
         row[f"{name}_best"] = _mean(np.array([result[key]["best"] for result in done]))
     row |= _over_runs("last", [result["plain"]["last"] for result in done])
     missing = [_state(seed, run) for seed, run in sorted(by_seed.items()) if run is None or run.result is None]
+    row["mask_rate"] = _mean(np.array([run.mask_rate for run in finished]))
     return row | {"minutes": _mean(np.array([result["seconds"] / 60 for result in done])), "seeds": len(done),
                   "missing": ", ".join(missing), "is_told_counts": any(run.is_told_counts for run in finished)}
 

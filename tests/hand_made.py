@@ -38,8 +38,8 @@ def write_run(folder, *, preset="cpu", evaluations=3, final=FINAL, test=TEST, se
     counts = {"step": [10 * (i + 1) for i in range(evaluations)], "pseudo_labels": [pseudo_labels] * evaluations,
               "test": [test] * evaluations, "test_adjusted": [test] * evaluations}
     share = float(np.trace(test) / test.sum())
-    metrics = [{"step": step, "losses": {"labeled": 1.0}, "accuracy": share, "test_images": int(test.sum()),
-                "seconds": 6.0 * step} for step in counts["step"]]
+    metrics = [{"step": step, "losses": {"labeled": 1.0}, "mask_rate": 0.25, "accuracy": share,
+                "test_images": int(test.sum()), "seconds": 6.0 * step} for step in counts["step"]]
     folder.mkdir(parents=True)
     run = RunFolder(folder, config, data=SimpleNamespace(fingerprint="0", mean=(0.5,), std=(0.25,)))
     write_json(folder / "config.json", run.record)

@@ -242,7 +242,7 @@ def test_the_text_names_absent_and_unfinished_seeds_of_splits_that_have_runs(tmp
     (details,) = [block for block in text.split("\n\n") if block.startswith("b, CPU scale\n")]
     _, _, fixmatch, daso = details.splitlines()  # methods without runs are left out
     assert fixmatch.split() == (
-        "FixMatch 77.5 ± 1.32 72.5 ± 10.6 72.5 ± 10.6 -5.0 72.5 72.5 2 -".split())
+        "FixMatch 77.5 ± 1.32 72.5 ± 10.6 72.5 ± 10.6 -5.0 72.5 72.5 25.0 2 -".split())
     assert daso.split()[:7] == "FixMatch + DASO 79.1 ± 0.75 -".split()
     assert daso.endswith(" 0  s0 unfinished at step 30 of 10000, s1 absent")  # not s2, which no run of this scale has
     assert not any(block.startswith(("a,", "c,", "d,")) for block in text.split("\n\n"))
@@ -306,7 +306,8 @@ def test_a_table_is_written_as_csv_and_latex(tmp_path):
         table["by_seed"].tolist())
     latex = (tmp_path / "out" / "table-1.tex").read_text(encoding="utf-8")
     assert latex.count(r"\begin{tabular}") == 4  # for each scale the paper's layout and the split that has runs
-    assert r"FixMatch & 77.5 $\pm$ 1.32 & 80.0 & 80.0 & +2.5 & 80.0 & 80.0 & 1 & s1 absent, s2 absent \\" in latex
+    line = r"FixMatch & 77.5 $\pm$ 1.32 & 80.0 & 80.0 & +2.5 & 80.0 & 80.0 & 25.0 & 1 & s1 absent, s2 absent \\"
+    assert line in latex
     assert latex.startswith(r"% needs \usepackage{booktabs}") and "±" not in latex and "+-" not in latex
     assert r"\caption{Full scale: " in latex and r"\caption{CPU scale: " in latex and r"gamma\_l = 100" in latex
     assert r"FixMatch + DASO & 76.0 $\pm$ 0.37 & - & 79.1 $\pm$ 0.75 & - &" in latex

@@ -246,6 +246,17 @@ def test_the_number_is_the_stored_median_and_best_stands_beside_it(tmp_path):
     assert [row[name] for name in ("accuracy", "accuracy_best", "adjusted", "adjusted_best")] == [0.5, 0.9, 0.55, 0.95]
 
 
+def test_the_mask_rate_is_that_of_the_result_or_of_the_last_twenty_evaluations(tmp_path):
+    run = make_run(tmp_path, evaluations=25)
+    rates = [1.0] * 5 + [0.25] * 10 + [0.75] * 10
+    older = dataclasses.replace(run, metrics=run.metrics.assign(mask_rate=rates))
+    assert older.mask_rate == 0.5 and results_table([older])["mask_rate"].tolist() == [0.5]
+    assert dataclasses.replace(older, result=run.result | {"mask_rate": 0.125}).mask_rate == 0.125
+    for without in (older.metrics.assign(mask_rate=None), older.metrics[:0], older.metrics.drop(columns="mask_rate")):
+        assert np.isnan(dataclasses.replace(run, metrics=without).mask_rate)
+    assert np.isnan(dataclasses.replace(older, result=run.result | {"mask_rate": None}).mask_rate)
+
+
 def test_absent_and_unfinished_runs_are_named_and_never_averaged(tmp_path):
     runs = [make_run(tmp_path, seed=0), make_run(tmp_path, seed=1, test=BETTER, finished=False)]
     methods = ("FixMatch + DASO", "FixMatch")
@@ -306,10 +317,10 @@ def test_a_column_that_is_no_setting_is_refused():
 def test_the_printed_table_is_in_percent_and_says_what_its_columns_are(tmp_path):
     runs = [make_run(tmp_path, seed=0), make_run(tmp_path, seed=1, test=BETTER), make_run(tmp_path, rebalance="daso")]
     head, fixmatch, daso, *notes = format_table(results_table(runs)).splitlines()
-    assert head.split() == ["dataset", "unlabeled", "method", "acc.", "acc.+LA", "best*", "best+LA*", "minutes",
-                            "seeds", "missing"]
-    assert fixmatch.split() == "mnist5k reversed FixMatch 72.5 ± 10.6 72.5 ± 10.6 72.5 72.5 3.0 2 -".split()
-    assert daso.split() == "mnist5k reversed FixMatch + DASO 65.0 65.0 65.0 65.0 3.0 1 -".split()
+    assert head.split() == ["dataset", "unlabeled", "method", "acc.", "acc.+LA", "best*", "best+LA*", "mask",
+                            "minutes", "seeds", "missing"]
+    assert fixmatch.split() == "mnist5k reversed FixMatch 72.5 ± 10.6 72.5 ± 10.6 72.5 72.5 25.0 3.0 2 -".split()
+    assert daso.split() == "mnist5k reversed FixMatch + DASO 65.0 65.0 65.0 65.0 25.0 3.0 1 -".split()
     assert any("median of the last 20 evaluations" in note for note in notes)
     assert any("never used to choose" in note for note in notes)
 
