@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dasolib.config import SCHEMA, YOUNGER, Config
+from dasolib.data import DATASETS
 from dasolib.diagnostics import accuracy, class_groups, precision, predicted_share, recall
 from dasolib.evaluation import LAST
 from dasolib.run_folder import read_counts, resolve
@@ -84,6 +85,14 @@ class Run:
         if "mask_rate" not in self.metrics:  # no evaluation yet
             return np.nan
         return _mean(pd.to_numeric(self.metrics["mask_rate"]).to_numpy(dtype=float)[-LAST:])
+
+    @property
+    def class_names(self):
+        """Of own data, if ``model.json`` is there; None for data sets of this package, which have ids as in print."""
+        file = self.folder / "model.json"
+        if self.config["dataset"] in DATASETS or not file.exists():
+            return None
+        return _read_json(file)["class_names"]
 
     @property
     def label(self):
@@ -438,6 +447,19 @@ def by_label(runs):
     return methods
 
 
+def class_names(runs):
+    """Return the names of the classes of runs of one data set, as tables and figures take them; None for ids."""
+    return next(filter(None, (run.class_names for run in runs)), None)
+
+
+def format_chance(run):
+    """Say what a prediction at random would reach on the test images of a run, and one class for all of them."""
+    test = run.counts["test"][-1].sum(axis=1)
+    chance, most = 1 / len(test), test.max() / test.sum()
+    return f"chance: {plus_minus(chance)} %" + (
+        f"; {plus_minus(most)} % by always predicting the most frequent test class" if test.min() < test.max() else "")
+
+
 def format_confusion(runs, *, n_largest=3):
     """Text on the test predictions of each method: how many are right, and which classes are taken for which others.
 
@@ -447,18 +469,25 @@ def format_confusion(runs, *, n_largest=3):
         The counts of `last_tests` of a method's runs are added up.
     n_largest : int
         How many confusions to name: those with the largest shares of a true class.
+
+    Returns
+    -------
+    str
+        "-" for a class without test images.
     """
+    names = class_names(runs)
     rows, confusions = [], []
     for label, members in by_label(runs).items() if runs else ():
         counts = last_tests(members)
-        shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
         rows.append({"method": label, "seeds": len(members), "all": plus_minus(accuracy(counts))}
-                    | {str(k): plus_minus(share) for k, share in enumerate(np.diagonal(shares))})
-        np.fill_diagonal(shares, 0)
-        largest = np.argsort(-shares, axis=None, kind="stable")[:n_largest]
-        named = (f"{100 * shares.flat[at]:.1f} % of class {at // len(shares)} as {at % len(shares)}" for at in largest)
-        confusions.append(f"{label}: {', '.join(named)}")
-    return "\n".join([text_table(pd.DataFrame(rows)), *confusions]) if rows else "no finished run"
+                    | {k: plus_minus(share) for k, share in enumerate(recall(counts))})
+        of = counts.sum(axis=1)
+        pairs = [(counts[k, j] / of[k], k, j) for k, j in np.argwhere(counts).tolist() if k != j]
+        largest = sorted(pairs, key=lambda pair: -pair[0])[:n_largest]
+        called = (f"{plus_minus(share)} % of class {_class_name(k, names)} as {_class_name(j, names)}"
+                  for share, k, j in largest)
+        confusions.append(f"{label}: {', '.join(called) or 'no confusion'}")
+    return "\n".join([text_table(_with_names(rows, names)), *confusions]) if rows else "no finished run"
 
 
 def confusion_reading(runs):
@@ -473,6 +502,9 @@ def confusion_reading(runs):
     for label, members in by_label(runs).items() if runs else ():
         counts, groups = last_tests(members), groups_of(members[0])
         tail = counts[groups["tail"]]
+        if not tail.sum():
+            lines.append(f"{label}: no test image of the tail classes")
+            continue
         to_tail, to_head = (tail[:, groups[name]].sum() / tail.sum() for name in ("tail", "head"))
         lines.append(f"{label} predicts tail classes for {100 * to_tail:.1f} % of the test images of the tail and head "
                      f"classes for {100 * to_head:.1f} %")
@@ -532,8 +564,8 @@ def over_seeds(table):
     return {"mean": groups.mean().where(complete), "std": groups.std().where(complete), "count": size}
 
 
-def format_bias(table):
-    """Text of a `bias_table` in percent: a row for each method and measure, groups first, then classes.
+def format_bias(table, *, class_names=None):
+    """Text of a `bias_table` in percent: a row for each method and measure, groups first, then classes by name or id.
 
     Where a method has several seeds, rows of sample standard deviations follow the means. A line below the table says
     of each method how many pseudo-labels of images of unknown class are left out, if there are any.
@@ -547,8 +579,10 @@ def format_bias(table):
                 values = stats[statistic][measure].loc[method]
                 values = values.reindex(sorted(values.index, key=lambda part: isinstance(part, int)))
                 rows.append({"method": method, "in %": measure, "seeds": seeds, "": statistic}
-                            | {str(part): plus_minus(value) for part, value in values.items()})
-    return "\n".join([text_table(pd.DataFrame(rows)), *unknown_in_bias(table).values()]) if rows else "no finished run"
+                            | {part: plus_minus(value) for part, value in values.items()})
+    if not rows:
+        return "no finished run"
+    return "\n".join([text_table(_with_names(rows, class_names)), *unknown_in_bias(table).values()])
 
 
 def share_table(runs):
@@ -605,16 +639,19 @@ def share_change(runs):
     return {label: float(np.mean(changes)) for label, changes in by_method.items()}
 
 
-def format_shares(table):
-    """Text of a `share_table` in percent; a line below says over how many pseudo-labels the true shares are."""
+def format_shares(table, *, class_names=None):
+    """Text of a `share_table` in percent, classes by name or id.
+
+    A line below says over how many pseudo-labels the true shares are.
+    """
     if table.empty:
         return "no finished run"
     shares = table.drop(columns=["known", "unknown"])
-    rows = [{"method": label, "in %": "share"} | {str(k): plus_minus(share) for k, share in values.items()}
+    rows = [{"method": label, "in %": "share"} | {k: plus_minus(share) for k, share in values.items()}
             for label, values in shares.iterrows()]
     known, unknown = table.loc["true", ["known", "unknown"]].astype(int)
     note = unknown_in_shares(known, unknown)
-    return text_table(pd.DataFrame(rows)) + (f"\n{note}" if note else "")
+    return text_table(_with_names(rows, class_names)) + (f"\n{note}" if note else "")
 
 
 def unknown_in_shares(known, unknown):
@@ -667,8 +704,8 @@ def format_estimate(run):
     if counts is None:
         return (f"no estimate was accepted in {len(estimates)} evaluations: counts below 0, or a confusion matrix "
                 "that is nearly singular")
-    total = sum(counts)
-    rows = [{"class": k, "estimated images": f"{n:,.1f}", "share in %": plus_minus(n / total)}
+    total, names = sum(counts), run.class_names
+    rows = [{"class": _class_name(k, names), "estimated images": f"{n:,.1f}", "share in %": plus_minus(n / total)}
             for k, n in enumerate(counts)]
     accepted = sum(isinstance(estimate, list) for estimate in estimates)  # a missing one may be None or NaN
     return (text_table(pd.DataFrame(rows))
@@ -767,14 +804,24 @@ def plus_minus(mean, std=np.nan, *, sign=""):
     return f"{100 * mean:{sign}.1f}" + ("" if np.isnan(std) else f" ± {100 * std:.1f}")
 
 
+def _class_name(k, class_names):
+    return class_names[k] if class_names else str(k)
+
+
+def _with_names(rows, class_names):
+    """Make a table of rows whose classes are numbers; a name may be that of another column."""
+    table = pd.DataFrame(rows)
+    return table.set_axis([_class_name(name, class_names) if isinstance(name, int) else name for name in table], axis=1)
+
+
 def text_table(table, *, gap=1):
     """Return the columns of a table as text, `gap` spaces apart, words to the left and numbers to the right."""
-    width = {name: max([len(name), *(len(str(value)) for value in table[name])]) for name in table.columns}
-    words = {"dataset", "unlabeled", "method", "change", "classes", "in %", "missing"}
     lines = [table.columns.tolist(), *table.to_numpy().tolist()]
+    widths = [max(len(str(value)) for value in column) for column in zip(*lines, strict=True)]
+    words = {"dataset", "unlabeled", "method", "change", "classes", "in %", "missing"}
     return "\n".join(
-        (gap * " ").join(str(value).ljust(width[name]) if name in words else str(value).rjust(width[name])
-                 for name, value in zip(table.columns, line, strict=True)).rstrip()
+        (gap * " ").join(str(value).ljust(width) if name in words else str(value).rjust(width)
+                 for name, value, width in zip(table.columns, line, widths, strict=True)).rstrip()
         for line in lines
     )
 

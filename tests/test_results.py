@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,10 @@ from dasolib.results import (
     NAMES,
     STUDY,
     bias_table,
+    class_names,
     confusion_reading,
     format_bias,
+    format_chance,
     format_confusion,
     format_estimate,
     format_runs,
@@ -446,6 +449,49 @@ def test_confusions_are_those_of_the_last_twenty_evaluations_of_all_seeds(tmp_pa
     assert confusion_reading(runs) == ("Reading: FixMatch predicts tail classes for 30.0 % of the test images of the "
                                        "tail and head classes for 70.0 %.")
     assert format_confusion([]) == "no finished run" and confusion_reading([]) == "Reading: no finished run."
+
+
+def test_of_a_class_without_test_images_nothing_is_said(tmp_path):
+    """Class 3 is the tail; class 1 is never taken for another."""
+    run = make_run(tmp_path, test=np.array([[9, 1, 0, 0], [0, 10, 0, 0], [4, 0, 6, 0], [0, 0, 0, 0]]))
+    _, fixmatch, confusions = format_confusion([run]).splitlines()
+    assert fixmatch.split() == "FixMatch 1 83.3 90.0 100.0 60.0 -".split()
+    assert confusions == "FixMatch: 40.0 % of class 2 as 0, 10.0 % of class 0 as 1"
+    assert confusion_reading([run]) == "Reading: FixMatch: no test image of the tail classes."
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 25])
+def test_what_is_right_is_no_confusion(tmp_path, k):
+    """Of K classes all right, then all but one image, which for two classes leaves one pair to name."""
+    run = make_run(tmp_path)
+    right = 5 * np.eye(k, dtype=int)
+    for counts, said in ((right, "no confusion"), (0 * right, "no confusion"), (right + np.eye(k, k=1, dtype=int), "")):
+        line = format_confusion([dataclasses.replace(run, counts=run.counts | {"test": counts[None]})]).splitlines()[-1]
+        named = re.findall(r"([0-9.]+) % of class ([0-9]+) as ([0-9]+)", line)
+        assert named == [("16.7", str(j), str(j + 1)) for j in range(min(3, k - 1))] if not said else said in line
+
+
+def test_tables_of_own_data_name_its_classes_and_its_chance_level(tmp_path):
+    """A class may be called like another column."""
+    names = ["ant", "head", "all", "bee fly"]
+    run = make_run(tmp_path, rebalance="daso", dataset="insects", test=np.array([*TEST[:3], [0, 0, 0, 2]]))
+    (run.folder / "model.json").write_text(json.dumps({"class_names": names}))
+    assert run.class_names == class_names([make_run(tmp_path, dataset="insects"), run]) == names
+    head, _, confusions = format_confusion([run]).splitlines()
+    assert head == "method          seeds  all  ant head  all bee fly"
+    assert confusions.startswith("FixMatch + DASO: 40.0 % of class all as ant, 20.0 % of class head as ant")
+    assert format_bias(bias_table([run]), class_names=names).splitlines()[0].split() == (
+        "method in % seeds head medium tail ant head all bee fly".split())
+    assert format_shares(share_table([run]), class_names=names).splitlines()[0].split() == (
+        "method in % ant head all bee fly".split())
+    assert format_chance(run) == "chance: 25.0 %; 31.2 % by always predicting the most frequent test class"
+    assert format_chance(make_run(tmp_path / "digits")) == "chance: 25.0 %"
+
+
+def test_the_papers_data_sets_keep_class_ids_whatever_lies_beside_a_run(tmp_path):
+    run = make_run(tmp_path)
+    (run.folder / "model.json").write_text(json.dumps({"class_names": ["a", "b", "c", "d"]}))
+    assert run.class_names is None and class_names([run]) is None and class_names([]) is None
 
 
 def estimating(run, counts, estimates):
