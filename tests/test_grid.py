@@ -3,11 +3,15 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from dasolib import published
+from dasolib.comparison import compare
 from dasolib.cost import flop
 from dasolib.grid import load_grid
 from dasolib.launch import notebook_parameters
+from dasolib.results import Run
 from dasolib.run_folder import project_root, resolve
 from tests.tiny import save_tiny
 
@@ -59,7 +63,7 @@ def test_the_notebook_will_make_exactly_the_runs_of_a_shipped_grid(name):
 def test_the_head_of_a_shipped_grid_says_what_it_costs(name):
     grid = load_grid(STUDIES / f"{name}.yaml")
     total = sum(flop(run.config.model_dump()) for run in grid.runs)
-    amount, rate = ((f"{total / 1e18:.1f} EFLOP", 10e12) if grid.name == "paper" else
+    amount, rate = ((f"{total / 1e18:.1f} EFLOP", 10e12) if grid.name in ("paper", "authors_seed") else
                     (f"{total / 1e15:.2f} PFLOP", 100e9))
     hours = f"{total / rate / 3600:,.0f} hours".removesuffix("s" if round(total / rate / 3600) == 1 else "")
     cost = f"# Cost: {len(grid.runs)} runs, {amount} in the networks: {hours} of a "
@@ -107,6 +111,19 @@ def test_the_page_on_full_scale_has_a_line_with_command_and_cost_for_each_table_
         (line,) = (line for line in page.splitlines() if f"`python -m dasolib.sweep studies/{name}.yaml`" in line)
         assert line.startswith(f"| {name.removeprefix('table')} |") and line.endswith(cost_columns(flops))
     assert cost_columns(everything) in page
+
+
+def test_the_authors_seed_has_a_run_for_each_of_its_published_numbers_apart_from_the_tables():
+    grid = load_grid(STUDIES / "authors_seed.yaml")
+    assert grid.name == "authors_seed" and {run.config.seed for run in grid.runs} == {published.AUTHORS_SEED}
+    planned = [Run(Path(), run.config.identity(), pd.DataFrame(), {}, None, []) for run in grid.runs
+               if run.config.method != "distribution_estimate"]
+    table = compare(published.table("seed"), planned, seeds=(published.AUTHORS_SEED,))
+    assert set(table["missing"]) == {f"s{published.AUTHORS_SEED} unfinished at step 0 of 250000"} and len(table) == 8
+    flops = {run.name: flop(run.config.model_dump()) for run in grid.runs}
+    page = (STUDIES.parent / "docs/full_scale.md").read_text()
+    (line,) = (line for line in page.splitlines() if "`python -m dasolib.sweep studies/authors_seed.yaml`" in line)
+    assert line.endswith(cost_columns(flops))
 
 
 def cost_columns(flops):

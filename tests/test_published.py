@@ -21,8 +21,32 @@ def cell(number, dataset, row):
 
 def test_every_line_of_the_file_is_a_cell_of_a_table_or_an_average_of_a_figure():
     n_averages = sum(published.averages(figure).notna().sum().sum() for figure in "56789")
-    assert len(ALL) + n_averages == len(LINES) == 451
-    assert LINES["source"].str.contains("DASO, CVPR 2022 (arXiv 2106.05682)", regex=False).all()
+    assert len(ALL) + n_averages == len(LINES) == 459
+    of_the_paper = LINES["paper_table"] != "Tseed"
+    assert of_the_paper.sum() == 451
+    assert LINES["source"].str.contains("DASO, CVPR 2022 (arXiv 2106.05682)", regex=False).eq(of_the_paper).all()
+
+
+def test_the_authors_own_seed_has_one_number_for_each_method_and_split():
+    """Each within 4 points of the mean of three seeds in table 2."""
+    cells = published.table("seed")
+    assert set(LINES[LINES["paper_table"] == "Tseed"]["source"]) == {
+        f"DASO's authors, github.com/ytaek-oh/daso, issue 3: seed {published.AUTHORS_SEED}"}
+    assert cells[["unlabeled", "gamma_l", "gamma_u"]].drop_duplicates().to_numpy().tolist() == [["reversed", 100, 100]]
+    by_size = (100 * cells.pivot(index="n1", columns="method", values="published")).round(2).to_dict("list")
+    assert by_size == {"FixMatch": [62.11, 73.79], "FixMatch + DARP": [70.21, 81.0], "FixMatch + CReST": [72.0, 81.05],
+                       "FixMatch + DASO": [70.78, 81.08]}
+    assert cells["published_std"].isna().all() and cells["m1"].isin([4000, 3000]).all()
+    both = cells.merge(published.table("2"), on=[*SETTING, "method"], suffixes=("", "_table"))
+    assert len(both) == 8 and (both["published"] - both["published_table"]).abs().max() < 0.04
+
+
+def test_table_14_has_the_split_of_table_1_whose_rows_without_la_it_repeats():
+    """Its header has a misprint."""
+    columns = [*SETTING, "method", "published", "published_std"]
+    rows = published.table("14")
+    rows = rows[rows["method"].isin(["FixMatch"]) & (rows["measure"] == "accuracy")][columns]
+    assert len(rows) == 4 and len(rows.merge(published.table("1")[columns])) == 4
 
 
 def test_methods_are_legal_combinations_and_numbers_are_shares():
@@ -103,7 +127,7 @@ def test_every_ablation_has_one_row_of_full_daso_for_each_data_set(number):
 
 def test_a_cell_that_two_tables_print_differently_is_noted_in_both():
     """Left out are the ablations, which print numbers of their own without a standard deviation."""
-    cells = ALL[~ALL["number"].isin(ABLATIONS)]
+    cells = ALL[~ALL["number"].isin([*ABLATIONS, "seed"])]
     for _, same in cells.groupby([*SETTING, "method", "measure"], dropna=False):
         differ = len(same[["published", "published_std"]].drop_duplicates()) > 1
         assert same["note"].str.contains("prints").all() == differ, same
