@@ -115,10 +115,12 @@ def _change(base, label, pairs):
     gain = accuracy[1] - accuracy[0]
     mean = over_seeds(bias_table([run for pair in pairs for run in pair]))["mean"]["recall"]
     head, tail = (" -> ".join(plus_minus(mean[name, group]) for name in (base, label)) for group in ("head", "tail"))
-    points, seeds = plus_minus(gain.mean(), gain.std(), sign="+"), "seeds" if len(gain) > 1 else "seed"
+    points, n_above = plus_minus(gain.mean(), gain.std(), sign="+"), (gain > 0).sum()
+    seeds = f"{len(gain)} seed{'s' * (len(gain) > 1)}"
+    above = f"above 0 on {n_above} of {seeds}" if len(gain) >= comparison.FEWEST else f"{seeds}, too few to say"
     changed = " and ".join(filter(None, ["DASO", comparison.other_changes(*(run.config for run in pairs[0]))]))
-    return (f"{base} {before} % -> with {changed} {after} % ({points} points, DASO is ahead on {(gain > 0).sum()} of "
-            f"{len(gain)} {seeds}); recall of pseudo-labels, head {head} %, tail {tail} %")
+    return (f"{base} {before} % -> with {changed} {after} % ({points} points, {above}); "
+            f"recall of pseudo-labels, head {head} %, tail {tail} %")
 
 
 def _names(text):

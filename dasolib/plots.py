@@ -30,6 +30,7 @@ from dasolib.run_folder import resolve
 STYLE = Path(__file__).with_name("figures.mplstyle")
 COLUMN, PAGE = 3.25, 6.75  # inches: the width of one column of a paper, and of both
 MOST_CLASSES_NAMED = 20  # with more classes an axis has no room for a tick at each
+PIXEL_RATIO = 2  # of the screens that figures are sharp on
 MOST_IN_A_ROW = 3  # panels of class shares; with more there is no room for their titles
 
 NOTHING_KNOWN = "true classes unknown:\ncounts of predictions only"
@@ -498,7 +499,7 @@ def open_set(table):
 
 
 def png(fig):
-    r"""PNG of a figure as bytes, in at most 256 colours: a third of the size, so a notebook with figures stays small.
+    r"""PNG of a figure as bytes, twice its size in pixels, for sharp screens, in at most 256 colours, for small files.
 
     Examples
     --------
@@ -506,7 +507,7 @@ def png(fig):
     b'\x89PNG'
     """
     full, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(full, format="png", dpi=fig.dpi)
+    fig.savefig(full, format="png", dpi=PIXEL_RATIO * fig.dpi)
     picture = Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     picture.save(small, format="png", optimize=True)
     return small.getvalue()
@@ -520,9 +521,15 @@ def save(fig, folder, name):
         path.write_bytes(png(fig))
 
 
+def shown_size(fig):
+    """Width and height in which a page shows a figure, in its own pixels, of which a sharp screen has several each."""
+    width, height = fig.get_size_inches() * fig.dpi
+    return {"width": round(width), "height": round(height)}
+
+
 def show_in(ipython):
     """Have a notebook show figures as `png` makes them; `ipython` is its ``get_ipython()``."""
-    ipython.display_formatter.formatters["image/png"].for_type(Figure, png)
+    ipython.display_formatter.formatters["image/png"].for_type(Figure, lambda fig: (png(fig), shown_size(fig)))
 
 
 def _aligned(runs, arrays_of):

@@ -195,9 +195,11 @@ def _main_figure(runs):
     if not part:
         return []
     table = results.bias_table(part)
-    picture = base64.b64encode(plots.png(plots.pseudo_label_bias(table))).decode()
+    figure = plots.pseudo_label_bias(table)
+    picture, width = base64.b64encode(plots.png(figure)).decode(), plots.shown_size(figure)["width"]
     return ["<h2>Where pseudo-labels go</h2>", "<figure>",
-            f'<img src="data:image/png;base64,{picture}" alt="Recall and precision of pseudo-labels and test accuracy, '
+            f'<img src="data:image/png;base64,{picture}" width="{width}" '
+            'alt="Recall and precision of pseudo-labels and test accuracy, '
             f'per class and per group, of {html.escape(", ".join(table["method"].unique()))}">',
             "<figcaption>CIFAR10-LT with the unlabeled classes reversed: class 0 is the most frequent labeled class "
             "and the rarest unlabeled one. Above per class, below for head, medium and tail; the numbers are in "

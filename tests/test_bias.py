@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dasolib.bias import accuracy_table, averages, choose, finished, format_averages, format_chosen, reading
-from tests.hand_made import make_run
+from tests.hand_made import TEST, make_run
 from tests.test_comparison import paper_run
 from tests.test_results import BETTER
 
@@ -54,6 +54,13 @@ def test_the_reading_is_about_the_seeds_of_both(runs):
     """On seed 0 .8 against .65; FixMatch has seed 1 alone."""
     parts = finished(choose(runs, dataset="cifar10", unlabeled="equal", methods=BOTH))
     assert reading(parts, dataset="cifar10") == (
-        "Reading: cifar10 equal: FixMatch 65.0 % -> with DASO 80.0 % (+15.0 points, DASO is ahead on 1 of 1 seed); "
+        "Reading: cifar10 equal: FixMatch 65.0 % -> with DASO 80.0 % (+15.0 points, 1 seed, too few to say); "
         "recall of pseudo-labels, head 80.0 -> 80.0 %, tail 40.0 -> 40.0 %.")
     assert reading({"equal": []}, dataset="cifar10") == "Reading: no pair of finished runs to compare."
+
+
+def test_the_reading_counts_seeds_from_three_on(tmp_path):
+    runs = [paper_run(tmp_path / rebalance, rebalance=rebalance, seed=seed, test=test)
+            for seed in range(3) for rebalance, test in (("", TEST), ("daso", BETTER if seed else TEST))]
+    assert "(+10.0 ± 8.7 points, above 0 on 2 of 3 seeds); recall" in reading({"equal": runs}, dataset="cifar10")
+    assert "(+7.5 ± 10.6 points, 2 seeds, too few to say); recall" in reading({"equal": runs[:4]}, dataset="cifar10")

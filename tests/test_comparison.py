@@ -217,7 +217,7 @@ def test_the_gain_of_daso_is_that_on_the_seeds_of_both(tmp_path):
             paper_run(tmp_path / "c", rebalance="daso", seed=1)]
     assert daso_pairs(compare(TABLE, runs)).dropna(subset="gain")["gain"].tolist() == [pytest.approx(0.15)]
     assert daso_pairs(compare(TABLE, [runs[0], runs[2]]))["gain"].isna().all()
-    assert "ahead in" not in reading(compare(TABLE, [runs[0], runs[2]]))
+    assert "with DASO" not in reading(compare(TABLE, [runs[0], runs[2]]))
 
 
 def test_semi_aves_is_named_by_the_classes_of_its_unlabeled_images():
@@ -290,8 +290,8 @@ def test_the_reading_counts_cells_once_and_pairs_by_scale(tmp_path):
     twice = [compare(published.table(number, dataset="cifar10"), runs) for number in ("1", "11")]
     assert reading(*twice) == (
         "Reading: Full scale: finished runs in 1 of 64 cells; our numbers minus the paper's are -12.5 points on "
-        "average. CPU scale: finished runs in 2 of 64 cells; DASO is ahead in 0 of 1 pairs, by -15.0 points on "
-        "average; in the paper in 1 of them, by +1.6.")
+        "average. CPU scale: finished runs in 2 of 64 cells; with DASO minus without it -15.0 points on "
+        "average, above 0 in 0 of 1 pairs; in the paper +1.6, above 0 in 1 of them.")
     assert reading(compare(TABLE, [])) == "Reading: no finished run beside the 48 cells of the paper."
 
 

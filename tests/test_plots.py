@@ -1,10 +1,12 @@
 """Figures hold the numbers they should, read back from what is drawn, and a method looks the same in all of them."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from matplotlib.colors import same_color
 from PIL import Image
 
@@ -348,11 +350,19 @@ def test_figures_of_empty_tables_are_refused():
             figure(MAP[:0])
 
 
-def test_png_is_a_picture_of_the_size_of_the_figure_and_the_same_each_time(runs):
+def test_png_has_two_pixels_for_each_of_the_page_and_is_the_same_each_time(runs):
     first, second = (plots.png(plots.accuracy_curves(runs)) for _ in range(2))
     assert first == second
     with Image.open(io.BytesIO(first)) as picture:
-        assert picture.size == (390, 348)  # 3.25 x 2.9 inches at 120 dots per inch
+        assert picture.size == (780, 696)  # 3.25 x 2.9 inches at 240 dots per inch
+
+
+def test_a_notebook_shows_a_figure_in_its_own_size(runs):
+    shell = SimpleNamespace(display_formatter=DisplayFormatter())
+    plots.show_in(shell)
+    figure = plots.accuracy_curves(runs)
+    data, metadata = shell.display_formatter.format(figure)
+    assert data["image/png"] == plots.png(figure) and metadata["image/png"] == {"width": 390, "height": 348}
 
 
 def test_nothing_is_drawn_outside_the_figure(tmp_path, runs):
