@@ -368,8 +368,14 @@ def notes_text(table):
     return "\n".join([*(f"{mark} {note}" for note, mark in _marks(table).items()), *told, *other])
 
 
-def paper_layout(table):
+def paper_layout(table, *, mask=False):
     """Lay a `compare` table of one scale out as the paper does: a row for each method, two columns for each split.
+
+    Parameters
+    ----------
+    table : DataFrame
+    mask : bool
+        Whether a third column has the mask rates of our runs, in splits that have any.
 
     Returns
     -------
@@ -379,11 +385,14 @@ def paper_layout(table):
         columns as well where ours are of another scale.
     """
     letters, marks, columns = _letters(table), _marks(table), {}
+    with_mask = {letters[split] for split, _, _ in _splits_with_runs(table, marks)} if mask else ()
     for cell in table.to_dict("records"):
         letter = letters[_key(cell[name] for name in SETTING)]
         ours = plus_minus(cell[cell["measure"]], cell[f"{cell['measure']}_std"]) + "†" * cell["is_told_counts"]
         for title, text in ((_paper_title(cell), _as_printed(cell, marks)), ("ours", ours)):
             columns.setdefault(f"{letter} {title}", {})[cell["row"]] = text
+        if letter in with_mask:
+            columns.setdefault(f"{letter} mask", {})[cell["row"]] = plus_minus(cell["mask_rate"])
     return pd.DataFrame(columns).fillna("-").rename_axis("method")
 
 

@@ -32,7 +32,7 @@ ORDER = ("cifar10_lt", "cifar100_lt", "stl10_lt", "semi_aves", "ablations", "cpu
          "other_learners", "training_curves", "confusion", "features", "open_set")
 MAIN_METHODS = ("FixMatch", "FixMatch + LA", "FixMatch + DASO")  # of the figure on the front page
 CELLS = (f"ours: median of the last {LAST} evaluations of a run; mean over seeds, ± sample std.\n"
-         "-: under paper, not in print; under ours, no finished run.")
+         f"{results.MASK}\n-: under paper, not in print; under ours, no finished run.")
 FEW_STEPS = 10  # of a notebook that trains; a run this short evaluates after each
 PACKAGES = ("daso-study", "torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "papermill",
             "nbconvert")
@@ -184,7 +184,7 @@ def _main_table(runs):
     for scale, part in table.groupby("scale", sort=False) if table["seeds"].any() else ():
         part = part[part["method"].isin(part.loc[part["seeds"] > 0, "method"])]
         parts += [f"<p><strong>{html.escape(scale)}.</strong></p>", '<div class="scroll">',
-                  comparison.paper_layout(part).reset_index().to_html(index=False, border=0), "</div>",
+                  comparison.paper_layout(part, mask=True).reset_index().to_html(index=False, border=0), "</div>",
                   _lines(comparison.splits_text(part)), _lines(comparison.notes_text(part)), _lines(CELLS)]
     return ["<h2>Test accuracy on CIFAR10-LT, in %</h2>", *(parts or ["<p>No finished run yet.</p>"])]
 

@@ -112,6 +112,12 @@ def test_runs_at_full_scale_come_first_and_apart_from_others(tmp_path):
     assert (full.loc["FixMatch", "b ours"], cpu.loc["FixMatch", "b ours"]) == ("80.0", "65.0")
 
 
+def test_the_papers_layout_has_mask_rates_where_there_are_runs(tmp_path):
+    layout = paper_layout(compare(TABLE, [paper_run(tmp_path)]), mask=True)
+    assert list(layout)[:5] == ["a paper°", "a ours", "b paper°", "b ours", "b mask"]
+    assert layout["b mask"].value_counts().to_dict() == {"-": len(layout) - 1, "25.0": 1}
+
+
 def test_darp_that_was_told_hidden_counts_is_marked_in_text_and_latex(tmp_path):
     table = compare(TABLE, [paper_run(tmp_path / "runs", rebalance="darp"), paper_run(tmp_path / "runs")])
     text = format_comparison(table)
