@@ -50,6 +50,7 @@ CELL = [*SETTING, "method", "variant", "measure"]  # what tells cells apart; sev
 ARITHMETIC = ("precision", "channels_last", "compile", "threads")
 CONFIDENCE = 0.95  # of every interval
 FEWEST = 3  # seeds of an interval: that of two is so wide that it says nothing
+MOST_NAMED = 3  # settings that the name of a scale tells
 FULL_SCALE = "Full scale"  # how the name of the paper's scale begins
 COLUMNS = (
     "paper: as printed, in %; mean ± sample std over 3 seeds, or a number alone.\n"
@@ -483,13 +484,15 @@ def _difference(cell, summary):
 
 
 def _scale_name(datasets, runs, *, is_full):
-    """Say how large the networks and how long the runs of one scale are, and those of the paper."""
+    """Say how large networks are and how long runs, ours of one scale and the paper's, and what else is changed."""
     paper = _sizes(make_config("paper", dataset=name, method="fixmatch").identity() for name in datasets)
     if is_full:
         return f"{FULL_SCALE}: {paper if runs else 'no run yet'}"
     small = cpu_settings("fixmatch", PRESETS["cpu"])
     is_cpu = all(run.config.get(name) == small[name] for run in runs for name in ("depth", "width"))
-    name = "CPU scale" if is_cpu else "Other settings than the paper"
+    changed = {name: here for run in runs for name, (here, _) in departures(run).items()}
+    few = f" ({settings_text(changed)})" if len(changed) <= MOST_NAMED else ""
+    name = "CPU scale" if is_cpu else f"Other settings than the paper{few}"
     return f"{name}: {_sizes(run.config for run in runs)}; the paper: {paper}"
 
 

@@ -129,7 +129,20 @@ def test_darp_that_was_told_hidden_counts_is_marked_in_text_and_latex(tmp_path):
 
 def test_a_large_network_trained_otherwise_is_not_at_full_scale(tmp_path):
     table = compare(TABLE, [paper_run(tmp_path, preset="paper", lr=0.01)])
-    assert table["scale"].unique().tolist()[0].startswith("Other settings than the paper: WRN-28-2, ")
+    assert table["scale"].unique().tolist()[0].startswith("Other settings than the paper (lr = 0.01): WRN-28-2, ")
+
+
+@pytest.mark.parametrize(("number", "settings", "text"), [
+    ("3", {"method": "remixmatch", "alignment": False}, "alignment = False"),
+    ("11", {"method": "usadtm", "mu": 2}, "mu = 2"),
+    ("11", {"rebalance": "cb", "reweight_warmup_steps": 200_000}, "reweight_warmup_steps = 200000")])
+def test_a_setting_that_is_open_in_public_stands_apart_under_its_name(tmp_path, number, settings, text):
+    runs = [paper_run(tmp_path / name, preset="paper", **change) for name, change in (
+        ("usual", {name: settings[name] for name in settings if name in ("method", "rebalance")}), ("other", settings))]
+    scales = compare(published.table(number, dataset="cifar10"), runs).groupby("scale", sort=False)["seeds"].sum()
+    assert [scale.partition(":")[0] for scale in scales.index] == [
+        "Full scale", f"Other settings than the paper ({text})"]
+    assert scales.tolist() == [1, 1]
 
 
 def test_departures_are_what_is_not_as_in_the_papers_preset(tmp_path):
