@@ -16,7 +16,7 @@ import yaml
 
 from dasolib.config import make_config
 from dasolib.progress import is_finished
-from dasolib.run_folder import LOCK, project_root, take_lock
+from dasolib.run_folder import LOCK, is_owned, project_root, take_lock
 
 NOTEBOOK = "notebooks/train.ipynb"
 SWEEP_LOCK = ".sweep.lock"  # of whoever works on a run, from before its notebook starts until after it has ended
@@ -75,10 +75,11 @@ def own(folder):
     if lock is None:
         return None
     by_hand = take_lock(folder / LOCK)  # somebody may train it without a sweep
-    if by_hand is None or is_finished(folder):
+    if by_hand is not None:
+        by_hand.close()
+    if by_hand is None or is_owned(folder) or is_finished(folder):
         lock.close()
         return None
-    by_hand.close()
     return lock
 
 
@@ -90,7 +91,7 @@ def is_in_work(folder):
             if lock is None:
                 return True
             lock.close()
-    return False
+    return is_owned(folder)
 
 
 def ask_kernels_to_stop(pid):

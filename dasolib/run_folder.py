@@ -1,11 +1,15 @@
 """A run's folder: who owns it, what is in it, and how it survives being killed at any moment."""
 
-import fcntl
+import contextlib
+import errno
+import functools
 import io
 import json
 import os
 import platform
+import re
 import shutil
+import socket
 import subprocess
 import time
 import warnings
@@ -16,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import SoftFileLease, Timeout, lock_descriptor
 
-from dasolib.config import SCHEMA
+from dasolib.config import SCHEMA, Config
 from dasolib.diagnostics import KINDS
 
 COUNTED = ("pseudo_labels", "test", "test_adjusted")  # what an evaluation counts
@@ -29,6 +34,9 @@ WRITTEN = ("*.json*", "checkpoint*.pt", "model.safetensors", "outputs.npz", "pre
 SECONDS_BETWEEN_CHECKPOINTS = 45
 SHARE_OF_CHECKPOINTS = 0.008  # of the time, and with a look at the state 1 %: where one takes long, fewer are written
 LOCK = ".lock"  # file in a run folder; whoever has its lock owns the folder
+OWNER = ".owner"  # names host and process of the owner, and changes as long as it lives: where locks have no effect
+SECONDS_OF_SILENCE = 60  # after which the owner on another host is taken for dead
+REFUSED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # a file system without locks says so
 
 
 def project_root():
@@ -152,14 +160,54 @@ def take_lock(file):
     -------
     file object or None
         Open as long as the lock is held; the kernel drops it when its owner dies. None: another process has it.
+
+    Raises
+    ------
+    ValueError
+        If the file system has no locks.
     """
     lock = open(file, "a")  # noqa: SIM115 - held as long as the lock is
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        taken = lock_descriptor(lock.fileno(), blocking=False)
+    except OSError as error:
+        lock.close()
+        if error.errno not in REFUSED:
+            raise
+        raise ValueError(f"{file.parent}: this file system refuses locks ({error.strerror}), which keep two processes "
+                         "out of one run; choose a folder on another disk, or mount this one with locks (NFS: version "
+                         "4, or with its lock daemon)") from None
+    if not taken:
         lock.close()
         return None
     return lock
+
+
+def is_owned(folder):
+    """Whether another process says in the folder of a run that it works there; ask again, as long as it may be dead."""
+    if not (folder / OWNER).exists():
+        return False
+    lease = _lease(folder / OWNER)
+    try:
+        lease.acquire(timeout=0)
+    except Timeout:
+        return True
+    lease.release()
+    return False
+
+
+@functools.cache  # one and the same for each file: it must see for itself for how long nothing changes
+def _lease(file):
+    return SoftFileLease(file, lease_duration=SECONDS_OF_SILENCE, thread_local=False)
+
+
+def _owner(file):
+    """Return the host and process that a file names as owner, and when it changed last; empty without one."""
+    try:
+        text, changed = file.read_text(errors="replace"), file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return "", "", None
+    host, pid = (match[1] if (match := re.search(rf"^{key}=(\S+)", text, re.M)) else "?" for key in ("host", "pid"))
+    return host, pid, changed
 
 
 class RunFolder:
@@ -188,10 +236,13 @@ class RunFolder:
                        "mean": list(data.mean), "std": list(data.std), "data_sha256": data.fingerprint}
         if taken:
             self.record["taken"] = taken
+        parts = {"train": data.x_train, "test": data.x_test, "unlabeled": data.x_unlabeled}
+        self.images = {name: 0 if images is None else len(images) for name, images in parts.items()}
         self.notes = []  # what a user should know of this start; warned about and recorded
         self.checkpoint, self.previous = self.path / "checkpoint.pt", self.path / "checkpoint.previous.pt"
         self._writing = None  # what the thread is writing
         self._written, self._seconds = time.perf_counter(), [0.0, 0.0]  # since when, and what it takes here and there
+        self._ownership = None
 
     def __enter__(self):
         """Check that the folder is free for this run, and take it."""
@@ -199,11 +250,13 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = take_lock(self.path / LOCK)
         if self._lock is None:
-            raise ValueError(f"run_dir={self.path}: another process is working in this folder")
+            raise ValueError(f"run_dir={self.path}: another process is working in this folder; wait until it has "
+                             "ended, or choose another folder")
         try:
+            self._own()
             self._check_record()  # again: another process may have come first
-        except ValueError:
-            self._lock.close()
+        except BaseException:
+            self._give_back()
             raise
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         return self
@@ -214,7 +267,41 @@ class RunFolder:
             self.flush()
         finally:
             self._thread.shutdown()
-            self._lock.close()
+            self._give_back()
+
+    def _own(self):
+        """Own the folder by a file as well, since locks have no effect on some file systems that hosts share."""
+        file = self.path / OWNER
+        host, pid, changed = _owner(file)
+        self._ownership = SoftFileLease(file, lease_duration=SECONDS_OF_SILENCE, thread_local=False)
+        try:
+            with contextlib.suppress(Timeout):
+                self._ownership.acquire(timeout=0)
+                return
+            if host not in ("", socket.gethostname()):  # no process can be looked for on another host
+                warnings.warn(f"{self.path}: process {pid} on {host} may be working in this folder; waiting for "
+                              f"{SECONDS_OF_SILENCE} s for a sign of life", stacklevel=4)
+                self._ownership.acquire(timeout=2 * SECONDS_OF_SILENCE, poll_interval=SECONDS_OF_SILENCE / 100,
+                                        cancel_check=lambda: _owner(file) not in ((host, pid, changed), ("", "", None)))
+                self._note(f"taken over from process {pid} on {host}, which gave no sign of life for "
+                           f"{SECONDS_OF_SILENCE} s")
+                return
+        except Timeout:
+            pass
+        host, pid, _ = _owner(file)
+        raise ValueError(f"run_dir={self.path}: another process is working in this folder, {pid} on {host}; wait until "
+                         "it has ended, or choose another folder")
+
+    def _give_back(self):
+        self._ownership.release()
+        self._lock.close()
+
+    def _check_owner(self):
+        """Refuse to write where another host has taken the folder over, as after a long standstill of this process."""
+        if not self._ownership.is_lock_held_by_us and (self.path / OWNER).exists():
+            host, pid, _ = _owner(self.path / OWNER)
+            raise ValueError(f"run_dir={self.path}: process {pid} on {host} has taken this folder over; this one "
+                             "writes nothing more into it")
 
     def _check_record(self):
         file = self.path / "config.json"
@@ -231,13 +318,28 @@ class RunFolder:
             there = json.loads(file.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{file} is damaged ({error}); move the folder away to start the run anew") from None
-        differing = [
-            f"{name}: {there.get(name)!r} there, {self.record.get(name)!r} here"
-            for name in sorted({*there, *self.record} - {"schema", "threads"})
-            if there.get(name) != self.record.get(name)
-        ]
+        names = sorted({*there, *self.record} - {"schema", "threads"})
+        differing = {name: f"{name}: {there.get(name)!r} there, {self.record.get(name)!r} here"
+                     for name in names if there.get(name) != self.record.get(name)}
+        back = " and ".join(f"{name}={there.get(name)!r}" for name in differing if name in Config.model_fields)
+        if "data_sha256" in differing:
+            differing = {name: text for name, text in differing.items() if name not in ("data_sha256", "mean", "std")}
+            differing["images"] = self._images_changed()
+            back = " and ".join(filter(None, [back, "the images as they were"]))
         if differing:
-            raise ValueError(f"run_dir={self.path} holds another run; " + "; ".join(differing))
+            raise ValueError(f"run_dir={self.path} holds another run; {'; '.join(differing.values())}; choose another "
+                             "run_dir, where training starts at step 0" + (f", or take {back} to go on there" if back
+                                                                           else ""))
+
+    def _images_changed(self):
+        """Say in words how the images differ from those that the run there began with."""
+        file = self.path / "environment.json"
+        starts = json.loads(file.read_text())["starts"] if file.exists() else []
+        before = starts[0].get("images", {}) if starts else {}
+        changed = [f"{before[name]:,} {name} there, {n:,} here" for name, n in self.images.items()
+                   if before.get(name, n) != n]
+        return "the images are not those it was trained on (" + (", ".join(changed) or "other pixels, labels or order"
+                                                                 ) + ")"
 
     def result(self):
         """Return the result of a finished run, or None."""
@@ -267,7 +369,7 @@ class RunFolder:
         else:
             write_json(self.path / "config.json", self.record)
         notes = {"notes": self.notes} if self.notes else {}
-        write_json(file, {"starts": [*starts, {"from_step": step, **now, **notes}]})
+        write_json(file, {"starts": [*starts, {"from_step": step, **now, "images": self.images, **notes}]})
 
     def _note(self, text):
         self.notes.append(text)
@@ -340,6 +442,7 @@ class RunFolder:
         self._writing = self._thread.submit(self._write, metrics, counts, state)
 
     def _write(self, metrics, counts, state):
+        self._check_owner()
         began = time.perf_counter()
         if metrics is not None:
             self.append_metrics(metrics)

@@ -41,7 +41,8 @@ def write_run(folder, *, preset="cpu", evaluations=3, final=FINAL, test=TEST, se
     metrics = [{"step": step, "losses": {"labeled": 1.0}, "mask_rate": 0.25, "accuracy": share,
                 "test_images": int(test.sum()), "seconds": 6.0 * step} for step in counts["step"]]
     folder.mkdir(parents=True)
-    run = RunFolder(folder, config, data=SimpleNamespace(fingerprint="0", mean=(0.5,), std=(0.25,)))
+    data = SimpleNamespace(fingerprint="0", mean=(0.5,), std=(0.25,), x_train=(), x_test=(), x_unlabeled=None)
+    run = RunFolder(folder, config, data)
     write_json(folder / "config.json", run.record)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in metrics))
     for step in counts["step"]:

@@ -1,11 +1,13 @@
 """Who owns a run's folder, what it refuses, and how its files survive a kill."""
 
+import errno
 import fcntl
 import json
 import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,8 +29,10 @@ from dasolib.run_folder import (
     COUNTED,
     COUNTS,
     COUNTS_SO_FAR,
+    OWNER,
     RunFolder,
     environment,
+    is_owned,
     project_root,
     read_counts,
     resolve,
@@ -36,9 +40,9 @@ from dasolib.run_folder import (
     write_json,
 )
 from dasolib.train import run
-from tests.tiny import N_CLASSES, contents, interrupt, read_metrics, save_tiny, tiny_config
+from tests.tiny import N_CLASSES, contents, interrupt, read_metrics, save_tiny, tiny_arrays, tiny_config
 
-DATA = SimpleNamespace(fingerprint="abc", mean=(0.5,), std=(0.25,))
+DATA = SimpleNamespace(fingerprint="abc", mean=(0.5,), std=(0.25,), x_train=(), x_test=(), x_unlabeled=None)
 
 
 @pytest.fixture(scope="module")
@@ -497,7 +501,8 @@ def test_a_resumed_run_has_each_evaluation_once_in_all_its_records(dataset, undi
 def test_a_folder_of_another_run_is_refused_and_the_differing_settings_are_named(dataset, undisturbed):
     before = (undisturbed / "config.json").read_bytes()
     other = tiny_config(dataset, seed=3, threshold=0.5)
-    with pytest.raises(ValueError, match=r"holds another run; seed: 0 there, 3 here; threshold: 0.95 there, 0.5 here$"):
+    with pytest.raises(ValueError, match=r"holds another run; seed: 0 there, 3 here; threshold: 0.95 there, 0.5 "
+                                         r"here; choose another run_dir, .* or take seed=0 and threshold=0.95 to "):
         run(other, undisturbed, progress=False)
     assert (undisturbed / "config.json").read_bytes() == before
 
@@ -511,7 +516,7 @@ def test_a_folder_of_another_method_is_refused_and_names_what_only_one_of_them_h
     ("abc", "daso,abc", r"queue_size: None there, 8 here.*rebalance: \['abc'\] there, \['daso', 'abc'\] here"),
     ("abc", "", r"abc_epoch_steps: 1 there, None here.*rebalance: \['abc'\] there, \[\] here"),
     ("crest", "crest_plus", r"crest_t_min: None there, 0.5 here.*rebalance: \['crest'\] there, \['crest_plus'\] here"),
-    ("crest", "la,crest", r"la_tau: None there, 1.0 here.*rebalance: \['crest'\] there, \['la', 'crest'\] here$"),
+    ("crest", "la,crest", r"la_tau: None there, 1.0 here.*rebalance: \['crest'\] there, \['la', 'crest'\] here;"),
 ])
 def test_an_interrupted_run_goes_on_as_the_same_combination_only(rebalance, other, message, dataset, monkeypatch,
                                                                  tmp_path):
@@ -524,15 +529,25 @@ def test_an_interrupted_run_goes_on_as_the_same_combination_only(rebalance, othe
 
 def test_crest_with_other_generations_is_another_run(dataset, monkeypatch, tmp_path):
     interrupt(monkeypatch, tiny_config(dataset, rebalance="crest"), tmp_path, at=5)
-    with pytest.raises(ValueError, match="holds another run; n_generations: 3 there, 2 here$"):
+    with pytest.raises(ValueError, match="holds another run; n_generations: 3 there, 2 here; choose"):
         run(tiny_config(dataset, rebalance="crest", n_generations=2), tmp_path, progress=False)
 
 
-def test_other_data_in_the_same_place_is_refused(undisturbed, tmp_path):
+def test_other_data_in_the_same_place_is_refused_and_said_in_words(undisturbed, tmp_path):
     x_test = np.zeros((N_CLASSES, 12, 12), np.uint8)
     other = save_tiny(tmp_path, x_test=x_test, y_test=np.arange(N_CLASSES))
-    with pytest.raises(ValueError, match=r"holds another run; data_sha256: '\w{64}' there, '\w{64}' here$"):
+    with pytest.raises(ValueError, match=r"another run; the images are not those it was trained on \(60 test there, 4 "
+                                         r"here\); choose another run_dir, .* or take the images as they were"):
         run(tiny_config(other), undisturbed, progress=False)
+    same = save_tiny(tmp_path, x_train=255 - tiny_arrays()["x_train"])
+    with pytest.raises(ValueError, match=r"not those it was trained on \(other pixels, labels or order\); choose"):
+        run(tiny_config(same), undisturbed, progress=False)
+
+
+def test_more_steps_are_another_run_and_what_to_do_is_said(dataset, undisturbed):
+    with pytest.raises(ValueError, match=r"another run; total_steps: 6 there, 9 here; choose another run_dir, where "
+                                         r"training starts at step 0, or take total_steps=6 to go on there$"):
+        run(tiny_config(dataset, total_steps=9), undisturbed, progress=False)
 
 
 def test_moved_data_and_another_device_or_number_of_threads_is_the_same_run(undisturbed, tmp_path):
@@ -633,6 +648,108 @@ def test_a_record_that_appears_while_the_folder_is_taken_is_seen(dataset, monkey
         RunFolder(tmp_path, tiny_config(dataset), DATA).__enter__()
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_that_refuses_locks_is_named_with_a_remedy(number, dataset, monkeypatch, tmp_path):
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/run: this file system refuses locks \({os.strerror(number)}\), "
+                                         ".*; choose a folder on another disk, or mount"):
+        run(tiny_config(dataset), tmp_path / "run", progress=False)
+
+
+@pytest.fixture
+def locks_without_effect(monkeypatch):
+    """As on a file system that hosts share without a lock daemon; and silence is short."""
+    monkeypatch.setattr(fcntl, "flock", lambda *args: None)
+    monkeypatch.setattr(dasolib.run_folder, "SECONDS_OF_SILENCE", 1.5)
+    dasolib.run_folder._lease.cache_clear()
+    yield
+    dasolib.run_folder._lease.cache_clear()
+
+
+OWNING = """
+import socket, sys, time
+host, file = sys.argv[1:]
+socket.gethostname = lambda: host or "here"
+from filelock import SoftFileLease
+lease = SoftFileLease(file, lease_duration=1.5, thread_local=False)
+lease.acquire(timeout=0)
+print(flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def owned(tmp_path, locks_without_effect):
+    """Yield a function that starts a process on a host which owns a folder, and returns that process."""
+    owners = []
+
+    def start(host):
+        owners.append(subprocess.Popen([sys.executable, "-c", OWNING, host, tmp_path / OWNER], stdout=subprocess.PIPE))
+        owners[-1].stdout.readline()
+        return owners[-1]
+
+    yield start
+    for owner in owners:
+        owner.kill()
+        owner.communicate()
+
+
+def test_where_locks_have_no_effect_the_process_decides_at_once_on_the_same_host(dataset, owned, tmp_path):
+    owner = owned(socket.gethostname())
+    folder = RunFolder(tmp_path, tiny_config(dataset), DATA)
+    with pytest.raises(ValueError, match=rf"another process is working in this folder, {owner.pid} on "):
+        folder.__enter__()
+    assert is_owned(tmp_path)
+    owner.kill()
+    owner.wait()
+    assert not is_owned(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with folder:
+            assert (tmp_path / OWNER).exists()
+    assert not (tmp_path / OWNER).exists()
+
+
+def test_a_live_process_of_another_host_keeps_the_folder(dataset, owned, tmp_path):
+    owner = owned("elsewhere")
+    folder = RunFolder(tmp_path, tiny_config(dataset), DATA)
+    with pytest.warns(UserWarning, match=rf"process {owner.pid} on elsewhere may be working"):
+        with pytest.raises(ValueError, match=rf"another process is working in this folder, {owner.pid} on elsewhere"):
+            folder.__enter__()
+
+
+def test_a_dead_process_of_another_host_is_replaced_after_its_silence_and_that_is_said(dataset, owned, tmp_path):
+    owner = owned("elsewhere")
+    owner.kill()
+    folder = RunFolder(tmp_path, tiny_config(dataset), DATA)
+    with pytest.warns(UserWarning, match=rf"taken over from process {owner.pid} on elsewhere, which gave no sign"):
+        with folder:
+            pass
+    assert "taken over" in folder.notes[0]
+
+
+def test_a_sweep_leaves_a_run_of_another_host_alone_until_that_is_silent(owned, tmp_path):
+    owner = owned("elsewhere")
+    owner.kill()
+    assert is_owned(tmp_path)
+    deadline = time.monotonic() + 30
+    while is_owned(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_process_whose_folder_was_taken_over_writes_nothing_more(folder):
+    (folder.path / OWNER).write_text((folder.path / OWNER).read_text().replace(f"pid={os.getpid()}", "pid=1"))
+    before = snapshot(folder.path)
+    folder.write(record_at(2), counts_at(2), state_at(2))
+    with pytest.raises(ValueError, match="process 1 on .* has taken this folder over; this one writes nothing more"):
+        folder.flush()
+    assert snapshot(folder.path) == before
+
+
 # ---- finished runs ----
 
 
@@ -674,7 +791,8 @@ def environments(folder):
 
 def test_an_undisturbed_run_has_one_start_that_says_what_it_ran_in(undisturbed):
     (start,) = environments(undisturbed)
-    assert start == {"from_step": 0, **environment(torch.device("cpu"), 1)}
+    images = {"train": 160, "test": 60, "unlabeled": 0}
+    assert start == {"from_step": 0, "images": images, **environment(torch.device("cpu"), 1)}
     assert start["torch"] == torch.__version__.partition("+")[0]
     assert start["device"] == "cpu" and start["threads"] == 1
     assert re.fullmatch(r"[A-Za-z]+-\w+", start["platform"])  # system and machine, no release of a kernel
@@ -718,7 +836,8 @@ def test_a_change_of_commit_version_or_device_warns(name, folder):
     first, second = environments(folder.path)
     (note,) = second.pop("notes")
     assert note.endswith("before, 'new' now")
-    assert (first, second) == ({"from_step": 0, **before}, {"from_step": 2, **before, name: "new"})
+    images = {"images": folder.images}
+    assert (first, second) == ({"from_step": 0, **before} | images, {"from_step": 2, **before, name: "new"} | images)
 
 
 def test_another_schema_warns(folder, monkeypatch):
@@ -774,6 +893,6 @@ def test_data_normalised_otherwise_is_another_run(dataset, tmp_path):
     """The same pixels under another mean give other numbers, though their fingerprint is the same."""
     with RunFolder(tmp_path, tiny_config(dataset), DATA) as folder:
         folder.begin(environment(torch.device("cpu"), 1), 0)
-    other = SimpleNamespace(fingerprint="abc", mean=(0.4,), std=(0.25,))
+    other = SimpleNamespace(fingerprint="abc", mean=(0.4,), std=(0.25,), x_train=(), x_test=(), x_unlabeled=None)
     with pytest.raises(ValueError, match=r"holds another run; mean: \[0.5\] there, \[0.4\] here"):
         RunFolder(tmp_path, tiny_config(dataset), other).__enter__()
