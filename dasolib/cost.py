@@ -3,6 +3,7 @@
 import functools
 import json
 import statistics
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from dasolib.config import YOUNGER, Config, dataset_name
 from dasolib.evaluation import LAST
 from dasolib.models import ResNet34, WideResNet
 from dasolib.results import method_label
+from dasolib.run_files import DamagedError, read_config, read_result
 from dasolib.run_folder import project_root
 
 MEASURED = "benchmarks/methods.json"  # image passes of a step of each method, and its time on one CPU thread
@@ -85,8 +87,12 @@ def estimate(configs, study, gflops=None):
     basis : str
         The rate in GFLOP/s and where it comes from, for a reader.
     """
-    finished = [(json.loads(file.with_name("config.json").read_text()), json.loads(file.read_text())["seconds"])
-                for file in sorted(study.glob("*/result.json")) if file.with_name("config.json").exists()]
+    finished = []
+    for file in sorted(study.glob("*/result.json")):
+        try:
+            finished.append((read_config(file.parent), read_result(file.parent)["seconds"]))
+        except DamagedError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
     by_kind = {}
     for config, seconds in finished:
         by_kind.setdefault(_kind(config), []).append(seconds)

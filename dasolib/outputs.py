@@ -9,6 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from dasolib.pseudo_labels import confident_labels
 from dasolib.results import groups_of, plus_minus, text_table
+from dasolib.run_files import read_arrays
 
 FILE = "outputs.npz"  # of a run folder; committed for a few runs only
 NEIGHBOURS = 10
@@ -30,8 +31,7 @@ def runs_with_outputs(runs):
     found = []
     for run in runs:
         if run.result is not None and (run.folder / FILE).exists():
-            with np.load(run.folder / FILE, allow_pickle=False) as arrays:
-                found.append((run, {name: arrays[name] for name in arrays.files}))
+            found.append((run, read_arrays(run.folder, FILE, run.result)))
     return found
 
 

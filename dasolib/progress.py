@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dasolib.cost import flop
 from dasolib.evaluation import describe
+from dasolib.run_files import read_result
 
 TAIL = 8192  # bytes at the end of metrics.jsonl that hold its last line, unless that has very many classes
 WIDE = 110  # columns from which the loss is shown, too
@@ -151,7 +152,7 @@ class Board:
         """Report a finished run, and count it."""
         self.shares[run.name] = 1.0
         self.n_finished += 1
-        result = json.loads((run.folder / "result.json").read_text())
+        result = read_result(run.folder)
         left = "" if self.live else f"; {self._count()}, {self._time_left()} left"
         self.say(f"{how} {run.name}: {100 * result['plain']['accuracy']:.1f} % in "
                  f"{tqdm.format_interval(result['seconds'])}{left}")

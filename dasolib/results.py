@@ -1,7 +1,6 @@
 """Run folders as records, and tables of them: accuracy over seeds, and what became of the pseudo-labels."""
 
-import contextlib
-import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import pandas as pd
 from dasolib.config import SCHEMA, YOUNGER, Config
 from dasolib.data import DATASETS
 from dasolib.diagnostics import accuracy, class_groups, precision, predicted_share, recall
-from dasolib.evaluation import LAST
-from dasolib.run_folder import read_counts, resolve
+from dasolib.evaluation import LAST, summarize
+from dasolib.run_files import DamagedError, NoRunError, read_json, read_run
+from dasolib.run_folder import resolve
 
 # How base learners and re-balancing methods are written in tables and figures, in the order of `LEARNERS` and
 # `REBALANCERS`, which is also the order of runs.
@@ -92,7 +92,7 @@ class Run:
         file = self.folder / "model.json"
         if self.config["dataset"] in DATASETS or not file.exists():
             return None
-        return _read_json(file)["class_names"]
+        return read_json(self.folder, file.name, self.result or {})["class_names"]
 
     @property
     def label(self):
@@ -173,20 +173,38 @@ def load_run(folder):
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise ValueError(f"folder={str(folder)!r} is no run: it has no config.json")
-    config = _read_json(folder / "config.json")
-    if config.get("schema") != SCHEMA:
-        raise ValueError(f"{folder / 'config.json'}: schema={config.get('schema')}, and only {SCHEMA} can be read")
-    finished = (folder / "result.json").exists()  # asked first: what a run has before its result is not all there yet
-    result = _read_json(folder / "result.json") if finished else None
-    records = _read_lines(folder / "metrics.jsonl")
-    counts = read_counts(folder)
-    steps = counts["step"].tolist() if counts else []
-    if finished and [record["step"] for record in records] != steps:
-        raise ValueError(f"{folder} is finished, and metrics.jsonl and pseudo_labels.npz hold different evaluations")
-    records = [record for record in records if record["step"] in steps]  # in training the counts come a moment later
-    environment = folder / "environment.json"
-    starts = _read_json(environment)["starts"] if environment.exists() else []
+    config, records, counts, result, starts = read_run(folder)
+    if config["schema"] != SCHEMA:
+        raise ValueError(f"{folder / 'config.json'}: schema={config['schema']}, and only {SCHEMA} can be read")
+    if result is not None:
+        _check_result(folder, result, records, counts)
     return Run(folder, config, pd.json_normalize(records, sep="/"), counts, result, starts)
+
+
+def _check_result(folder, result, records, counts):
+    """Refuse a result that does not follow from metrics and counts."""
+    if [record["step"] for record in records] != counts["step"].tolist():
+        raise ValueError(f"{folder} is finished, and metrics.jsonl and pseudo_labels.npz hold different evaluations")
+    try:
+        again = summarize(records, counts, result["labeled_counts"])
+        differing = [name for name, value in again.items() if name in result and not _is_close(value, result[name])]
+        differing += [name for name in ("plain", "adjusted") if name not in result]
+        if not _is_close([record["accuracy"] for record in records], accuracy(counts["test"]).tolist()):
+            differing.append("accuracy of metrics.jsonl")
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise DamagedError(folder, "result.json", f"it does not fit the counts beside it: {error!r}") from None
+    if differing:
+        raise DamagedError(folder, "result.json", f"it does not fit the counts beside it: {', '.join(differing)}")
+
+
+def _is_close(one, other):
+    """Whether two JSON values are the same but for the last digits, which may depend on NumPy's version."""
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(
+            _is_close(one[name], other[name]) for name in one)
+    if isinstance(one, list):
+        return isinstance(other, list) and len(one) == len(other) and all(map(_is_close, one, other))
+    return other == one if one is None or isinstance(one, str) else other is not None and abs(one - other) < 1e-9
 
 
 def format_starts(run):
@@ -210,7 +228,8 @@ def load_runs(*folders):
     Returns
     -------
     list of Run
-        Unfinished ones too; other files and folders are left alone.
+        Unfinished ones too; other files and folders are left alone, those with a ``config.json`` that is not that of a
+        run with a warning.
 
     Raises
     ------
@@ -222,8 +241,13 @@ def load_runs(*folders):
             raise ValueError(f"folder={str(folder)!r} does not exist")
         if (folder / "config.json").exists():
             raise ValueError(f"folder={str(folder)!r} is a run itself; name the folder that it lies in")
-    return sorted((load_run(path.parent) for folder in folders for path in Path(folder).glob("*/config.json")),
-                  key=_order)
+    runs = []
+    for path in (path for folder in folders for path in Path(folder).glob("*/config.json")):
+        try:
+            runs.append(load_run(path.parent))
+        except NoRunError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    return sorted(runs, key=_order)
 
 
 def study_runs(folders=""):
@@ -824,19 +848,3 @@ def text_table(table, *, gap=1):
                  for name, value, width in zip(table.columns, line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def _read_json(file):
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is damaged ({error})") from None
-
-
-def _read_lines(file):
-    records = []
-    if file.exists():
-        for line in file.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was just killed
-                records.append(json.loads(line))
-    return records

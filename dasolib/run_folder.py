@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import hashlib
 import io
 import json
 import os
@@ -24,10 +25,31 @@ from filelock import SoftFileLease, Timeout, lock_descriptor
 
 from dasolib.config import SCHEMA, Config
 from dasolib.diagnostics import KINDS
+from dasolib.run_files import (
+    CHECKPOINT,
+    COUNTED,
+    COUNTS,
+    COUNTS_SO_FAR,
+    PREVIOUS,
+    SMALL,
+    DamagedError,
+    Evaluations,
+    content,
+    name_in_run,
+    naming,
+    parse_records,
+    read_config,
+    read_counts,
+    read_run,
+    read_starts,
+    sha256,
+    sound_checkpoint,
+    write_bytes,
+    write_json,
+    write_npz,
+    write_result,
+)
 
-COUNTED = ("pseudo_labels", "test", "test_adjusted")  # what an evaluation counts
-COUNTS = "pseudo_labels.npz"
-COUNTS_SO_FAR = "pseudo_labels"  # folder of the same in training, a file for each evaluation
 PACKAGES = ("torch", "torchvision", "numpy", "daso-study")
 WRITTEN = ("*.json*", "checkpoint*.pt", "model.safetensors", "outputs.npz", "predictions.csv", "pseudo_labels*",
            "events")  # by a run, after its config.json
@@ -60,65 +82,6 @@ def resolve(path):
     if not isinstance(path, str | Path):
         raise ValueError(f"path={path!r}: must be text, or a pathlib.Path")
     return project_root() / Path(path).expanduser()
-
-
-def write_bytes(path, data):
-    """Write a file under a temporary name, sync it and rename it: readers see the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path, value):
-    """Write `value` as JSON, atomically. NaN, which JSON lacks, is an error."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-
-
-def write_npz(path, arrays, compression=zipfile.ZIP_DEFLATED):
-    """Write named arrays as a compressed .npz, atomically; NumPy reads every compression of `zipfile`."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as file:
-        for name, array in arrays.items():
-            with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
-
-
-def read_counts(folder):
-    """Return the counts of a run's evaluations, be it finished or not.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the run.
-
-    Returns
-    -------
-    dict of str to ndarray
-        The arrays of ``pseudo_labels.npz``, one entry for each evaluation: ``step`` (n,); ``pseudo_labels``
-        (n, len(KINDS), K + 1, K) of the window that ends there; ``test`` and ``test_adjusted`` (n, K, K) of the
-        evaluation, without and with logit adjustment; and the names of the ``kinds``. Empty before the first
-        evaluation.
-    """
-    try:
-        evaluations = [_read_npz(file) for file in sorted((folder / COUNTS_SO_FAR).glob("*.npz"))]
-    except FileNotFoundError:  # the run ends now, and they go
-        if not (folder / COUNTS).exists():
-            raise
-    if (folder / COUNTS).exists():  # asked after they were listed: they are not all there while the run ends
-        return _read_npz(folder / COUNTS)
-    if not evaluations:
-        return {}
-    counts = {name: np.stack([evaluation[name] for evaluation in evaluations]) for name in ("step", *COUNTED)}
-    return counts | {"kinds": np.array(KINDS)}
-
-
-def _read_npz(file):
-    with np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
 
 
 def host_copy(value):
@@ -239,14 +202,19 @@ class RunFolder:
         parts = {"train": data.x_train, "test": data.x_test, "unlabeled": data.x_unlabeled}
         self.images = {name: 0 if images is None else len(images) for name, images in parts.items()}
         self.notes = []  # what a user should know of this start; warned about and recorded
-        self.checkpoint, self.previous = self.path / "checkpoint.pt", self.path / "checkpoint.previous.pt"
+        self.checkpoint, self.previous = self.path / CHECKPOINT, self.path / PREVIOUS
         self._writing = None  # what the thread is writing
         self._written, self._seconds = time.perf_counter(), [0.0, 0.0]  # since when, and what it takes here and there
-        self._ownership = None
+        self._lock = self._ownership = None
+        self._sha256, self._metrics = {}, hashlib.sha256()  # of what is recorded so far
+        self._starts, self._found = [], None
 
     def __enter__(self):
         """Check that the folder is free for this run, and take it."""
         self._check_record()  # before anything is written
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        if (self.path / "result.json").exists():  # nothing is written any more
+            return self
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = take_lock(self.path / LOCK)
         if self._lock is None:
@@ -258,7 +226,6 @@ class RunFolder:
         except BaseException:
             self._give_back()
             raise
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         return self
 
     def __exit__(self, *error):
@@ -293,12 +260,14 @@ class RunFolder:
                          "it has ended, or choose another folder")
 
     def _give_back(self):
-        self._ownership.release()
-        self._lock.close()
+        if self._ownership is not None:
+            self._ownership.release()
+        if self._lock is not None:
+            self._lock.close()
 
     def _check_owner(self):
         """Refuse to write where another host has taken the folder over, as after a long standstill of this process."""
-        if not self._ownership.is_lock_held_by_us and (self.path / OWNER).exists():
+        if self._ownership and not self._ownership.is_lock_held_by_us and (self.path / OWNER).exists():
             host, pid, _ = _owner(self.path / OWNER)
             raise ValueError(f"run_dir={self.path}: process {pid} on {host} has taken this folder over; this one "
                              "writes nothing more into it")
@@ -314,10 +283,7 @@ class RunFolder:
                 raise ValueError(f"run_dir={self.path} holds {strangers[0]} but no config.json: not a run; choose "
                                  "another folder")
             return
-        try:
-            there = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file} is damaged ({error}); move the folder away to start the run anew") from None
+        there = read_config(self.path)
         names = sorted({*there, *self.record} - {"schema", "threads"})
         differing = {name: f"{name}: {there.get(name)!r} there, {self.record.get(name)!r} here"
                      for name in names if there.get(name) != self.record.get(name)}
@@ -333,8 +299,7 @@ class RunFolder:
 
     def _images_changed(self):
         """Say in words how the images differ from those that the run there began with."""
-        file = self.path / "environment.json"
-        starts = json.loads(file.read_text())["starts"] if file.exists() else []
+        starts = read_starts(self.path, {})
         before = starts[0].get("images", {}) if starts else {}
         changed = [f"{before[name]:,} {name} there, {n:,} here" for name, n in self.images.items()
                    if before.get(name, n) != n]
@@ -342,9 +307,17 @@ class RunFolder:
                                                                  ) + ")"
 
     def result(self):
-        """Return the result of a finished run, or None."""
-        file = self.path / "result.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        """Return the result of a finished run, or None.
+
+        Raises
+        ------
+        DamagedError
+            As `read_run` does.
+        """
+        if not (self.path / "result.json").exists():
+            return None
+        shutil.rmtree(self.path / COUNTS_SO_FAR, ignore_errors=True)  # a kill right after the result left them behind
+        return read_run(self.path)[3]
 
     def begin(self, now, step):
         """Record what the run goes on in from `step`, and warn where that differs from how it began.
@@ -357,9 +330,9 @@ class RunFolder:
             Steps done so far.
         """
         file = self.path / "environment.json"
-        starts = json.loads(file.read_text())["starts"] if file.exists() and step else []
+        starts = read_starts(self.path, {}) if step else []
         if starts:
-            schema = json.loads((self.path / "config.json").read_text())["schema"]
+            schema = read_config(self.path)["schema"]
             changed = [f"{name}: {starts[0].get(name)!r} before, {now[name]!r} now"
                        for name in now if starts[0].get(name) != now[name]]
             changed += [f"schema: {schema} before, {SCHEMA} now"] if schema != SCHEMA else []
@@ -369,16 +342,27 @@ class RunFolder:
         else:
             write_json(self.path / "config.json", self.record)
         notes = {"notes": self.notes} if self.notes else {}
-        write_json(file, {"starts": [*starts, {"from_step": step, **now, "images": self.images, **notes}]})
+        self._starts = [*starts, {"from_step": step, **now, "images": self.images, **notes}]
+        write_json(file, {"starts": self._starts})
+        self._sha256["config.json"] = sha256(self.path / "config.json")
 
     def _note(self, text):
         self.notes.append(text)
         warnings.warn(f"{self.path}: {text}", stacklevel=3)
 
     def save_checkpoint(self, state):
-        """Make `state` (tensors, numbers and strings in containers) the latest checkpoint; keep the one before."""
+        """Make `state` the latest checkpoint, and keep the one before.
+
+        Parameters
+        ----------
+        state : dict
+            ``step``, the steps done, and whatever training needs to go on: tensors, numbers and strings in containers.
+            What is recorded of the run so far is added, with checksums.
+        """
+        self._check_owner()
+        sums = self._sha256 | {"metrics.jsonl": self._metrics.hexdigest()}
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(state | {"sha256": sums, "starts": self._starts}, buffer)
         temporary = self.checkpoint.with_name("checkpoint.new.pt")
         write_bytes(temporary, buffer.getbuffer())
         if self.checkpoint.exists():
@@ -386,33 +370,23 @@ class RunFolder:
         os.replace(temporary, self.checkpoint)
 
     def load_checkpoint(self, device):
-        """Return the latest readable checkpoint, or None if there is none yet.
+        """Return the state of the latest checkpoint that what is recorded fits, or None if there is none yet.
 
         Raises
         ------
-        ValueError
-            If there are checkpoints and none can be read.
+        DamagedError
+            As `sound_checkpoint` does.
         """
-        problems = []
-        for file in (self.checkpoint, self.previous):
-            if not file.exists():
-                continue
-            try:
-                with zipfile.ZipFile(file) as archive:  # torch.load itself does not notice a flipped bit
-                    damaged = archive.testzip()
-                if damaged:
-                    raise zipfile.BadZipFile(f"check sum of {damaged}")
-                state = torch.load(file, map_location=device, weights_only=True)
-            except Exception as error:  # whatever damage makes of a file
-                problems.append(f"{file.name} is damaged ({type(error).__name__}: {error})")
-                continue
-            if problems:
-                self._note(f"{problems[0]}; {file.name} of step {state['step']} is used")
-                os.replace(self.previous, self.checkpoint)  # else the next save would keep the damaged one instead
-            return state
-        if problems:
-            raise ValueError(f"{self.path}: {'; '.join(problems)}; move the folder away to start the run anew")
-        return None
+        found = self._found = sound_checkpoint(self.path, device)
+        if found is None:
+            if (self.path / "metrics.jsonl").exists() and (self.path / "metrics.jsonl").read_bytes().count(b"\n") > 1:
+                self._note("there is no checkpoint any more; training starts at step 0")
+            return None
+        if found.problems:
+            self._note(found.said())
+        if found.name == PREVIOUS:
+            os.replace(self.previous, self.checkpoint)  # else the next save would keep the damaged one instead
+        return found.state
 
     def write(self, metrics, counts, state):
         """Have an evaluation and the state of training after it written by a thread, while training goes on.
@@ -442,7 +416,6 @@ class RunFolder:
         self._writing = self._thread.submit(self._write, metrics, counts, state)
 
     def _write(self, metrics, counts, state):
-        self._check_owner()
         began = time.perf_counter()
         if metrics is not None:
             self.append_metrics(metrics)
@@ -463,10 +436,16 @@ class RunFolder:
 
     def append_metrics(self, record):
         """Add one evaluation to ``metrics.jsonl``."""
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(_metrics_line(record))
-            file.flush()
-            os.fsync(file.fileno())
+        self._check_owner()
+        path, line = self.path / "metrics.jsonl", _metrics_line(record).encode()
+        try:
+            with open(path, "ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise naming(error, path) from None
+        self._metrics.update(line)
 
     def write_counts(self, step, counts):
         """Write the counts of the evaluation after `step` steps, whose arrays are those of `COUNTED`.
@@ -474,8 +453,10 @@ class RunFolder:
         32 bits are enough: so many pseudo-labels are 16 million steps of the paper's setting within one window.
         """
         arrays = {name: array.astype(np.int32) for name, array in zip(COUNTED, counts, strict=True)}
-        (self.path / COUNTS_SO_FAR).mkdir(exist_ok=True)
-        write_npz(self.path / COUNTS_SO_FAR / _counts_file(step), {"step": np.int64(step)} | arrays)
+        file = self.path / COUNTS_SO_FAR / _counts_file(step)
+        file.parent.mkdir(exist_ok=True)
+        write_npz(file, {"step": np.int64(step)} | arrays)
+        self._sha256[name_in_run(file)] = sha256(file)
 
     def cut_back(self, step):
         """Drop what was recorded after `step`, which the run will do again; return the metrics up to it.
@@ -490,37 +471,63 @@ class RunFolder:
             If one of the files is damaged, or lacks an evaluation that the checkpoint's `step` has behind it.
         """
         metrics, recorded = [], []
-        if step:
+        if step and self._found is not None and self._found.metrics is not None:
+            metrics = self._found.metrics
+            recorded = [record["step"] for record in metrics]
+        elif step:
             try:
-                lines = (self.path / "metrics.jsonl").read_text().splitlines(keepends=True)
+                lines = content(self.path / "metrics.jsonl").splitlines(keepends=True)
                 # A kill may have cut the last line short, and no other.
-                metrics = [json.loads(line) for line in lines if line.endswith("\n")]
+                metrics = parse_records(self.path / "metrics.jsonl", [line for line in lines if line.endswith(b"\n")])
                 counts = read_counts(self.path)
-                recorded = [int(there) for there in counts.get("step", ()) if there <= step]
-            except Exception as error:  # whatever damage makes of a file
-                raise ValueError(f"{self.path}: metrics.jsonl or {COUNTS_SO_FAR}/ is damaged or missing ({error}); "
-                                 "move the folder away to start the run anew") from error
+            except DamagedError as error:
+                raise ValueError(f"{self.path}: metrics.jsonl or {COUNTS_SO_FAR}/ is damaged or missing "
+                                 f"({error.problem}); move the folder away to start the run anew") from None
+            recorded = [int(there) for there in counts.get("step", ()) if there <= step]
             metrics = [record for record in metrics if record["step"] <= step]
             if [record["step"] for record in metrics] != recorded or step not in recorded:
                 raise ValueError(f"{self.path}: metrics.jsonl or {COUNTS_SO_FAR}/ lacks an evaluation up to step "
                                  f"{step}, where the checkpoint is; move the folder away to start the run anew")
-        if (self.path / COUNTS).exists():  # the run was stopped just before its result, or is an older one
-            for i, there in enumerate(recorded):
-                self.write_counts(there, [counts[name][i] for name in COUNTED])
-            (self.path / COUNTS).unlink()
+            if (self.path / COUNTS).exists():  # the run was stopped just before its result, or is an older one
+                for i, there in enumerate(recorded):
+                    self.write_counts(there, [counts[name][i] for name in COUNTED])
+        (self.path / COUNTS).unlink(missing_ok=True)
+        names = {_counts_file(there) for there in recorded}
         for file in (self.path / COUNTS_SO_FAR).glob("*"):
-            if file.name not in map(_counts_file, recorded):
+            if file.name not in names:
                 file.unlink()
-        write_bytes(self.path / "metrics.jsonl", "".join(map(_metrics_line, metrics)).encode())
+            else:
+                self._sha256[name_in_run(file)] = sha256(file)
+        text = "".join(map(_metrics_line, metrics)).encode()
+        write_bytes(self.path / "metrics.jsonl", text)
+        self._metrics = hashlib.sha256(text)
         shutil.rmtree(self.path / "events", ignore_errors=True)  # written anew from the metrics
         return metrics
 
     def finish_counts(self):
-        """Turn the counts of all evaluations into ``pseudo_labels.npz``; return them as `read_counts` does."""
-        counts = read_counts(self.path)
-        write_npz(self.path / COUNTS, counts, zipfile.ZIP_LZMA)  # half as large: hundreds of them are tracked
-        shutil.rmtree(self.path / COUNTS_SO_FAR)
+        """Pack the counts of all evaluations into ``pseudo_labels.npz``, one after the other.
+
+        Returns
+        -------
+        dict of str to Evaluations
+            By name, as in `COUNTED`; the arrays can be read until `finish`.
+        """
+        names = sorted(name for name in self._sha256 if name.startswith(COUNTS_SO_FAR))
+        files = [self.path / name for name in names]
+        for file in files:
+            content(file, self._sha256[name_in_run(file)])
+        counts = {name: Evaluations(files, name) for name in ("step", *COUNTED)}
+        size = len(files) * sum(counts[name][0].nbytes for name in COUNTED)
+        packed = (zipfile.ZIP_LZMA, None) if size < SMALL else (zipfile.ZIP_DEFLATED, 1)  # hundreds of them are tracked
+        write_npz(self.path / COUNTS, counts | {"kinds": np.array(KINDS)}, *packed)
         return counts
+
+    def finish(self, result):
+        """Write the result, by which the run is finished, drop what only an unfinished one needs, and return it."""
+        self._check_owner()
+        result = write_result(self.path, result)
+        shutil.rmtree(self.path / COUNTS_SO_FAR)
+        return result
 
 
 def _metrics_line(record):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import shlex
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from dasolib.config import YOUNGER
 from dasolib.models import build_network
+from dasolib.run_files import DamagedError, read_checked, read_config, read_result
 from dasolib.run_folder import project_root, resolve
 
 SAME_SPLIT = ("seed", "n1", "m1", "gamma_l", "gamma_u", "unlabeled", "n_val", "labeled_indices", "data_sha256")
@@ -58,12 +60,11 @@ def trained_network(config, data):
     if not file.exists():
         raise ValueError(f"source={config.source!r} has no {file.name}: committed results come without the network; "
                          "run it again in another folder")
-    content = file.read_bytes()
+    content = read_checked(folder, NETWORK, read_result(folder))
     try:
         weights = _encoder(safetensors.load(content))
     except Exception as error:  # whatever damage makes of a file
-        raise ValueError(f"source={config.source!r}: {file} is damaged ({error}); run it again in another "
-                         "folder") from None
+        raise DamagedError(folder, NETWORK, f"no weights can be read from it: {type(error).__name__}") from None
     net = build_network(config, n_classes=data.n_classes, in_channels=data.x_train.shape[1], heads={}, predictor=None,
                         generator=torch.Generator())
     wrong = _differences(weights, _encoder(net.state_dict()))
@@ -164,7 +165,8 @@ def _finished(folder):
         raise ValueError(f"source={str(folder)!r} is not the folder of a run: it has no config.json")
     if not (folder / "result.json").exists():
         raise ValueError(f"source={str(folder)!r} is not finished: it has no result.json; start it again to finish it")
-    return json.loads((folder / "config.json").read_text())
+    read_checked(folder, "config.json", read_result(folder))
+    return read_config(folder)
 
 
 def _check_same(folder, record, config, data, names):
@@ -178,14 +180,18 @@ def _check_same(folder, record, config, data, names):
 def _estimate_runs(config, data):
     wanted = config.model_dump(mode="json") | {"data_sha256": data.fingerprint}
     for file in sorted((project_root() / "runs").glob("**/config.json")):
-        record = json.loads(file.read_text())
-        is_estimate = record.get("method") == "distribution_estimate" and (file.parent / "result.json").exists()
-        if is_estimate and all(record.get(name) == wanted[name] for name in SAME_SPLIT):
-            yield file.parent
+        try:
+            record = read_config(file.parent)
+            if record["method"] == "distribution_estimate" and (file.parent / "result.json").exists() and all(
+                    record.get(name) == wanted[name] for name in SAME_SPLIT):
+                read_checked(file.parent, file.name, read_result(file.parent))
+                yield file.parent
+        except DamagedError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
 
 
 def _estimate(folder, n_classes):
-    counts = json.loads((folder / "result.json").read_text()).get("unlabeled_counts", ())
+    counts = read_result(folder).get("unlabeled_counts", ())
     is_estimate = counts is None or (
         isinstance(counts, list) and len(counts) == n_classes
         and all(type(count) in (int, float) and 0 <= count < math.inf for count in counts) and sum(counts) > 0)

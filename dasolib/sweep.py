@@ -8,7 +8,6 @@ command goes on. Two sweeps can work on one study at once, and leave each other'
 """
 
 import argparse
-import json
 import sys
 import time
 import warnings
@@ -29,6 +28,7 @@ from dasolib.launch import (
     papermill_command,
 )
 from dasolib.progress import Board, is_finished, last_record, share_done
+from dasolib.run_files import read_config
 from dasolib.run_folder import project_root, resolve
 from dasolib.sources import NETWORK
 
@@ -224,7 +224,7 @@ def check_inputs(grid):
     for run in finished:
         # What has a name is one and the same everywhere.
         if run.config.dataset not in DATASETS and resolve(run.config.dataset).exists():
-            record = json.loads((run.folder / "config.json").read_text())
+            record = read_config(run.folder)
             decoded = (run.config.dataset, run.config.resolution, run.config.skip_unreadable)
             there.setdefault(decoded, set()).add(record["data_sha256"])
     for (dataset, resolution, skip_unreadable), known in there.items():

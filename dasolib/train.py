@@ -193,7 +193,7 @@ def run(config, run_dir=None, *, progress=True, resident=None):
             result["validation_accuracy"] = share_correct(training.evaluated, *validation, normalize)
         if batches.held_out is not None:
             result["unlabeled_counts"] = average_estimates([record["unlabeled_estimate"] for record in metrics])
-        write_json(folder.path / "result.json", result)  # last: its presence says that the run is finished
+        result = folder.finish(result)
     if stops:  # too late to save any time, and still for whatever would come next
         raise Interrupted(f"{run_dir.name}: finished; run again to see the result")
     return result

@@ -49,7 +49,7 @@ def write_run(folder, *, preset="cpu", evaluations=3, final=FINAL, test=TEST, se
         run.write_counts(step, (pseudo_labels, test, test))
     if finished:
         run.finish_counts()
-        write_json(folder / "result.json", summarize(metrics, counts, [40, 18, 8, 4]))
+        run.finish(summarize(metrics, counts, [40, 18, 8, 4]))
     return folder
 
 

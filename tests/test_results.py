@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,7 @@ from dasolib.results import (
     telling,
     validation_table,
 )
+from dasolib.run_files import read_result, write_json, write_result
 from tests.hand_made import FINAL, TEST, counts_of, make_run, write_run
 
 ALL_UNKNOWN = np.array([[0] * 4] * 4 + [[14, 2, 1, 4]])  # the labels of FINAL, without any true class
@@ -81,10 +83,15 @@ def test_an_own_method_is_printed_as_it_is_named_and_never_like_a_built_in_one()
     assert method_label("fixmatch", ("DASO",)) == "FixMatch + DASO (own)"
 
 
+def edit_config(folder, **changes):
+    """As a script that converts runs does."""
+    write_json(folder / "config.json", json.loads((folder / "config.json").read_text()) | changes)
+    write_result(folder, read_result(folder))
+
+
 def test_a_run_of_an_own_method_is_read_and_tabled_where_it_is_not_registered(tmp_path):
     folder = write_run(tmp_path / "r")
-    config = json.loads((folder / "config.json").read_text()) | {"rebalance": ["divide_by_prior"]}
-    (folder / "config.json").write_text(json.dumps(config))
+    edit_config(folder, rebalance=["divide_by_prior"])
     assert "divide_by_prior" not in REBALANCERS
     runs = load_runs(tmp_path)
     assert results_table(runs)["method"].tolist() == ["FixMatch + divide_by_prior"]
@@ -99,8 +106,7 @@ def test_runs_come_by_base_learner_then_number_of_methods_then_table_order_and_o
              ("own_learner", [])]
     for i, (method, rebalance) in enumerate(order):
         folder = write_run(tmp_path / f"{len(order) - i:02}")
-        config = json.loads((folder / "config.json").read_text()) | {"method": method, "rebalance": rebalance}
-        (folder / "config.json").write_text(json.dumps(config))
+        edit_config(folder, method=method, rebalance=rebalance)
     assert [(run.config["method"], run.config["rebalance"]) for run in load_runs(tmp_path)] == order
 
 
@@ -144,6 +150,7 @@ def test_a_finished_run_whose_files_disagree_is_refused(tmp_path):
     folder = write_run(tmp_path / "r")
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
+    write_result(folder, read_result(folder))
     with pytest.raises(ValueError, match="is finished, and metrics.jsonl and pseudo_labels.npz hold different"):
         load_run(folder)
 
@@ -152,9 +159,47 @@ def test_a_folder_that_is_no_run_or_has_another_schema_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is no run: it has no config.json"):
         load_run(tmp_path)
     folder = write_run(tmp_path / "r")
-    (folder / "config.json").write_text(json.dumps({"schema": 99}))
+    edit_config(folder, schema=99)
     with pytest.raises(ValueError, match=f"schema=99, and only {SCHEMA} can be read"):
         load_run(folder)
+
+
+@pytest.mark.parametrize(("name", "changed"), [("accuracy", 0.66), ("last", 0.5), ("balanced", None)])
+@pytest.mark.parametrize("has_checksums", [True, False])
+def test_a_result_that_does_not_follow_from_its_counts_is_refused(name, changed, has_checksums, tmp_path):
+    folder = write_run(tmp_path / "r")
+    result = read_result(folder)
+    result["plain"] |= {name: changed}
+    if has_checksums:
+        write_result(folder, result)
+    else:
+        del result["sha256"]
+        write_json(folder / "result.json", result)
+    with pytest.raises(ValueError, match=r"r/result.json is damaged \(it does not fit the counts .*: plain\); restore"):
+        load_run(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "pseudo_labels.npz", "result.json"])
+def test_a_finished_run_without_checksums_is_read_without_a_warning(name, tmp_path):
+    folder = write_run(tmp_path / "r")
+    write_json(folder / "result.json", {key: value for key, value in read_result(folder).items() if key != "sha256"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_run(folder).result["plain"]["accuracy"] == 0.65
+    (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+    with pytest.raises(ValueError, match=rf"r/{name} is damaged .*; restore it from a copy, or move the folder away"):
+        load_run(folder)
+
+
+@pytest.mark.parametrize("content", ['{\n  // rate\n  "lr": 0.1\n}', "", '["vit"]', "{}", "\x00", '{"schema": 1, "met'])
+def test_what_is_no_run_is_left_out_with_a_warning_and_refused_by_name(content, tmp_path):
+    write_run(tmp_path / "r")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(content)
+    with pytest.warns(UserWarning, match="left out: .*other/config.json is damaged"):
+        assert [run.name for run in load_runs(tmp_path)] == ["r"]
+    with pytest.raises(ValueError, match="other/config.json is damaged"):
+        load_run(tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", ["config.json", "result.json", "environment.json"])
@@ -241,11 +286,10 @@ def test_one_seed_has_no_std(tmp_path):
 
 def test_the_number_is_the_stored_median_and_best_stands_beside_it(tmp_path):
     folder = write_run(tmp_path / "r")
-    result = json.loads((folder / "result.json").read_text())
-    result["plain"] |= {"accuracy": 0.5, "last": 0.6, "best": 0.9}
-    result["adjusted"] |= {"accuracy": 0.55, "best": 0.95}
-    (folder / "result.json").write_text(json.dumps(result))
-    (row,) = results_table([load_run(folder)]).to_dict("records")
+    run = load_run(folder)
+    run.result["plain"] |= {"accuracy": 0.5, "last": 0.6, "best": 0.9}
+    run.result["adjusted"] |= {"accuracy": 0.55, "best": 0.95}
+    (row,) = results_table([run]).to_dict("records")
     assert [row[name] for name in ("accuracy", "accuracy_best", "adjusted", "adjusted_best")] == [0.5, 0.9, 0.55, 0.95]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import dasolib.run_files
 import dasolib.run_folder
 import dasolib.train
 from dasolib.config import SCHEMA
@@ -150,6 +152,7 @@ def folder(dataset, tmp_path):
 @pytest.fixture
 def two_checkpoints(folder):
     """Yield a folder with the checkpoints of steps 1 and 2."""
+    folder.cut_back(0)
     folder.save_checkpoint(state_at(1))
     folder.save_checkpoint(state_at(2))
     return folder
@@ -276,19 +279,20 @@ def three_evaluations(folder):
     return folder
 
 
-@pytest.mark.parametrize("n_read", [0, 1, 2, 3])
+@pytest.mark.parametrize("n_read", [0, 1, 5, 12])
 def test_counts_are_whole_at_whatever_moment_of_its_end_a_run_is_read(n_read, three_evaluations, monkeypatch):
-    """Before the reader opens its file number `n_read`, the run ends."""
-    read, opened = dasolib.run_folder._read_npz, []
+    """Before the reader opens an array of its file number `n_read`, the run ends."""
+    read, opened = dasolib.run_files._npz, []
 
-    def read_late(file):
+    def read_late(*args):
         if len(opened) == n_read:
             opened.append(None)
             three_evaluations.finish_counts()
-        opened.append(file)
-        return read(file)
+            three_evaluations.finish({"seconds": 1.0, "plain": {"accuracy": 0.5}})
+        opened.append(args)
+        return read(*args)
 
-    monkeypatch.setattr(dasolib.run_folder, "_read_npz", read_late)
+    monkeypatch.setattr(dasolib.run_files, "_npz", read_late)
     assert_counts(read_counts(three_evaluations.path), (2, 4, 6))
 
 
@@ -315,17 +319,46 @@ def test_without_a_checkpoint_everything_is_dropped(three_evaluations):
 
 def test_counts_become_an_npz_file_at_the_end_and_the_file_of_training_goes(three_evaluations):
     folder = three_evaluations
-    assert_counts(folder.finish_counts(), (2, 4, 6))
+    counts = folder.finish_counts()
+    assert_counts({name: counts[name][:] for name in counts} | {"kinds": np.array(KINDS)}, (2, 4, 6))
+    assert_counts(read_counts(folder.path), (2, 4, 6))  # it may be killed here
+    folder.finish({"seconds": 1.0, "plain": {"accuracy": 0.5}})
     with np.load(folder.path / COUNTS) as there:
         assert_counts(there, (2, 4, 6))
     assert not (folder.path / COUNTS_SO_FAR).exists()
     assert_counts(read_counts(folder.path), (2, 4, 6))
 
 
+def test_at_the_end_counts_are_in_memory_one_evaluation_at_a_time(folder, monkeypatch):
+    """As packed tightly, so packed fast; the arrays are the same."""
+    for step in (2, 4, 6):
+        folder.write_counts(step, counts_at(step))
+    held, most, read = [], [], dasolib.run_files._npz
+
+    class Noted(np.ndarray):
+        def __del__(self):
+            held.remove(1)
+
+    def read_noted(*args):
+        arrays = read(*args)
+        held.append(1)
+        most.append(len(held))
+        return {name: array.view(Noted) if i == 0 else array for i, (name, array) in enumerate(arrays.items())}
+
+    monkeypatch.setattr(dasolib.run_files, "_npz", read_noted)
+    for small in (dasolib.run_files.SMALL, 0):
+        monkeypatch.setattr(dasolib.run_folder, "SMALL", small)
+        folder.finish_counts()
+        with np.load(folder.path / COUNTS) as there:
+            assert_counts(there, (2, 4, 6))
+    assert max(most) <= 2  # the next is read before the last is dropped
+
+
 def test_a_run_stopped_when_its_counts_were_an_npz_file_goes_on(three_evaluations):
-    """Just before its result; or in training, as runs wrote it before this version."""
+    """Just before its result, as runs wrote it before this version."""
     folder = three_evaluations
     folder.finish_counts()
+    shutil.rmtree(folder.path / COUNTS_SO_FAR)
     folder.cut_back(4)
     assert not (folder.path / COUNTS).exists()
     folder.write(record_at(6), counts_at(6), state_at(6))
@@ -640,12 +673,13 @@ def test_a_checkpoint_between_evaluations_costs_at_most_a_hundredth_of_the_time(
 def test_a_record_that_appears_while_the_folder_is_taken_is_seen(dataset, monkeypatch, tmp_path):
     """Another process may start and finish a run of its own between the first look and the lock."""
     def lock_late(*args, flock=fcntl.flock):
-        write_json(tmp_path / "config.json", {"schema": 1, "seed": 5})
+        write_json(tmp_path / "config.json", folder.record | {"seed": 5})
         flock(*args)
 
+    folder = RunFolder(tmp_path, tiny_config(dataset), DATA)
     monkeypatch.setattr(fcntl, "flock", lock_late)
-    with pytest.raises(ValueError, match="holds another run; .*seed: 5 there, 0 here"):
-        RunFolder(tmp_path, tiny_config(dataset), DATA).__enter__()
+    with pytest.raises(ValueError, match="holds another run; seed: 5 there, 0 here"):
+        folder.__enter__()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])

@@ -18,6 +18,7 @@ from dasolib.config import make_config
 from dasolib.data import load_data
 from dasolib.evaluation import predict
 from dasolib.models import WideResNet
+from dasolib.run_files import read_result, write_result
 from dasolib.sources import SAME_SPLIT, estimate_command, trained_network, unlabeled_counts
 from dasolib.splits import class_aware_rows, class_aware_weights
 from dasolib.train import run
@@ -160,6 +161,9 @@ def test_crt_goes_on_from_its_checkpoint_only_with_the_network_it_began_with(dat
     interrupt(monkeypatch, config, tmp_path / "run", at=5)
     other = finished(method="fixmatch", rebalance="") / "model.safetensors"
     shutil.copy(other, source / "model.safetensors")
+    with pytest.raises(ValueError, match="source/model.safetensors is damaged .its checksum"):
+        run(config, tmp_path / "run", progress=False)
+    write_result(source, read_result(source))  # somebody else's network, and not by accident
     with pytest.raises(ValueError, match=r"holds another run; taken: {'source': '\w{64}'} there, {'source': '\w{64}'}"):
         run(config, tmp_path / "run", progress=False)
 
@@ -425,11 +429,13 @@ def test_an_unfinished_estimate_is_not_found_and_refused_where_it_is_named(datas
         aim_of(dataset, source="runs/deep/estimate")
 
 
-def test_foreign_files_under_runs_do_no_harm(dataset, with_estimate):
+@pytest.mark.parametrize("content", ["{}", '{  // rate\n  "lr": 0.1}', "", '["vit"]', '{"method": "distribution_esti'])
+def test_foreign_files_under_runs_do_no_harm(content, dataset, with_estimate):
     for folder, name in (("half", "result.json"), ("other half", "config.json")):
         (with_estimate / "runs" / folder).mkdir()
-        (with_estimate / "runs" / folder / name).write_text("{}")
-    assert aim_of(dataset) is not None
+        (with_estimate / "runs" / folder / name).write_text(content)
+    with pytest.warns(UserWarning, match="left out: .*other half/config.json is damaged"):
+        assert aim_of(dataset) is not None
 
 
 def test_several_estimates_that_differ_are_refused_and_named(dataset, with_estimate, finished):
@@ -477,7 +483,8 @@ def test_darp_goes_on_with_the_estimate_it_began_with(dataset, with_estimate, mo
 def test_darp_refuses_to_go_on_with_another_estimate(dataset, with_estimate, monkeypatch, tmp_path):
     config = tiny_config(dataset, **DARP)
     interrupt(monkeypatch, config, tmp_path / "run", at=5)
-    edit_json(with_estimate / "runs" / "deep" / "estimate" / "result.json", unlabeled_counts=[9.0, 9.0, 9.0, 9.0])
+    folder = with_estimate / "runs" / "deep" / "estimate"
+    write_result(folder, read_result(folder) | {"unlabeled_counts": [9.0, 9.0, 9.0, 9.0]})
     with pytest.raises(ValueError, match=r"holds another run; taken: .* there, {'unlabeled_counts': \[9.0, 9.0, 9.0, "):
         run(config, tmp_path / "run", progress=False)
 
