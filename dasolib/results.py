@@ -172,7 +172,8 @@ def load_run(folder):
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():
-        raise ValueError(f"folder={str(folder)!r} is no run: it has no config.json")
+        raise ValueError(f"folder={str(folder)!r} is no run: it has no config.json; restore it from a copy, or choose "
+                         "another folder")
     config, records, counts, result, starts = read_run(folder)
     if config["schema"] != SCHEMA:
         raise ValueError(f"{folder / 'config.json'}: schema={config['schema']}, and only {SCHEMA} can be read")
