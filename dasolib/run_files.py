@@ -133,7 +133,7 @@ def content(file, checksum=None):
     try:
         data = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise _damaged(file, "there is no such file") from None
+        raise _damaged(file, "it is a folder" if file.is_dir() else "there is no such file") from None
     if checksum is not None and checksum != hashlib.sha256(data).hexdigest():
         raise _damaged(file, "its checksum is another one than the run recorded")
     return data
@@ -412,10 +412,9 @@ def sound_checkpoint(folder, device):
 
 
 def _load_state(folder, name, device):
-    try:
-        data = (folder / name).read_bytes()
-    except FileNotFoundError:
+    if not (folder / name).exists():
         return None
+    data = content(folder / name)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch.load itself does not notice a flipped bit
             if any(entry.compress_type for entry in archive.infolist()):  # torch compresses nothing; this may be huge

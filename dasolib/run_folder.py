@@ -26,6 +26,7 @@ from filelock import SoftFileLease, Timeout, lock_descriptor
 from dasolib.config import SCHEMA, Config
 from dasolib.diagnostics import KINDS
 from dasolib.run_files import (
+    CHECKED,
     CHECKPOINT,
     COUNTED,
     COUNTS,
@@ -38,6 +39,7 @@ from dasolib.run_files import (
     name_in_run,
     naming,
     parse_records,
+    read_checked,
     read_config,
     read_counts,
     read_run,
@@ -317,7 +319,11 @@ class RunFolder:
         if not (self.path / "result.json").exists():
             return None
         shutil.rmtree(self.path / COUNTS_SO_FAR, ignore_errors=True)  # a kill right after the result left them behind
-        return read_run(self.path)[3]
+        result = read_run(self.path)[3]
+        for name in result.get("sha256", ()):
+            if name in CHECKED and (self.path / name).exists():  # large files may have been left behind
+                read_checked(self.path, name, result)
+        return result
 
     def begin(self, now, step):
         """Record what the run goes on in from `step`, and warn where that differs from how it began.
@@ -385,6 +391,8 @@ class RunFolder:
         if found.problems:
             self._note(found.said())
         if found.name == PREVIOUS:
+            if self.checkpoint.is_dir():
+                shutil.rmtree(self.checkpoint)
             os.replace(self.previous, self.checkpoint)  # else the next save would keep the damaged one instead
         return found.state
 
@@ -494,7 +502,9 @@ class RunFolder:
         (self.path / COUNTS).unlink(missing_ok=True)
         names = {_counts_file(there) for there in recorded}
         for file in (self.path / COUNTS_SO_FAR).glob("*"):
-            if file.name not in names:
+            if file.is_dir():
+                shutil.rmtree(file)
+            elif file.name not in names:
                 file.unlink()
             else:
                 self._sha256[name_in_run(file)] = sha256(file)

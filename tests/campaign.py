@@ -62,7 +62,7 @@ class Campaign:
         """Print what was counted; return the exit code."""
         for kind, n in sorted(self.counted.items()):
             print(f"{n:6} {kind}")
-        for fault in self.faults[:SHOWN]:
+        for fault in sorted(self.faults, key=lambda fault: fault.startswith("EXCEPTION"))[:SHOWN]:
             print(f"\n{fault}")
         return 1 if self.faults else 0
 
@@ -269,17 +269,16 @@ def attempt(call):
     return value, error, [str(each.message) for each in caught]
 
 
-def judge(campaign, what, folder, error):
+def judge(campaign, call, what, folder, error):
     """Count an exception: one ValueError that names the folder and says what to do, or a fault."""
     text = str(error)
     told = isinstance(error, ValueError) and str(folder) in text and "\n" not in text and (
         "allow_pickle" not in text and "weights_only" not in text) and any(
         remedy in text for remedy in ("move the folder away", "choose another", "restore it"))
     if told:
-        campaign.counted[f"{what}: noticed, with one ValueError"] += 1
+        campaign.counted[f"{call}: noticed, with one ValueError"] += 1
     else:
-        campaign.fault("EXCEPTION", f"{what}: " + "".join(traceback.format_exception(error)))
-    return told
+        campaign.fault("EXCEPTION", f"{call}: {what}\n" + "".join(traceback.format_exception(error)[-3:]))
 
 
 def damage(campaign, n):
@@ -333,7 +332,7 @@ def examine(campaign, kind, what, folder, relative, damaged, before):
     value, error, said = attempt(lambda: what_is_read(folder))
     optional = damaged == "deleted" and str(relative) in OPTIONAL
     if error is not None:
-        judge(campaign, "read", folder, error) or campaign.faults.append(f"  ^ {what}")
+        judge(campaign, "read", what, folder, error)
     elif value == before:
         campaign.counted["read: the same"] += 1
     elif said:
@@ -344,21 +343,18 @@ def examine(campaign, kind, what, folder, relative, damaged, before):
         campaign.fault("SILENT DIFFERENCE", f"read: {what}")
     result, error, said = attempt(lambda: run(campaign.config, folder, progress=False))
     if error is not None:
-        judge(campaign, "go on", folder, error) or campaign.faults.append(f"  ^ {what}")
+        judge(campaign, "go on", what, folder, error)
         return
     try:
         same = contents(folder) == campaign.expected
-    except FileNotFoundError:
-        same = optional
-    except Exception:
+    except OSError:
         same = False
     if same and said and any("is used" in text or "no checkpoint" in text for text in said):
         campaign.counted["go on: previous ones, said, and the same end"] += 1
     elif same:
         campaign.counted["go on: the same end"] += 1
-    elif kind == "finished" and str(relative) in OPTIONAL[:4]:
-        # Nothing is read from them in going on; their readers check them.
-        campaign.counted["go on: finished, nothing to do"] += 1
+    elif optional:
+        campaign.counted["go on: without a deleted optional file"] += 1
     elif said:
         campaign.counted["go on: said"] += 1
     else:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +28,7 @@ import dasolib.train
 from dasolib.config import SCHEMA
 from dasolib.data import load_data
 from dasolib.diagnostics import KINDS
+from dasolib.run_files import CHECKED, read_checked, read_result, read_run
 from dasolib.run_folder import (
     COUNTED,
     COUNTS,
@@ -526,6 +528,115 @@ def test_a_resumed_run_has_each_evaluation_once_in_all_its_records(dataset, undi
     assert contents(folder) == contents(undisturbed)
     assert events_of(folder, "accuracy") == events_of(undisturbed, "accuracy")
     assert [step for step, _ in events_of(folder, "accuracy")] == [2, 4, 6]
+
+
+# ---- what is not as it was written ----
+
+
+@pytest.fixture(scope="module")
+def stopped(dataset, tmp_path_factory):
+    """Return folders of two runs that were stopped with checkpoints of steps 2 and 4, and differ in the seed."""
+    torch.set_num_threads(1)
+    folders = [tmp_path_factory.mktemp("stopped") / str(seed) for seed in (0, 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        for seed, folder in enumerate(folders):
+            interrupt(patch, tiny_config(dataset, seed=seed), folder, at=5)
+    return folders
+
+
+def flipped(content):
+    """Change a digit in the first half, or else a bit."""
+    at = next((i for i in range(len(content) // 3, len(content)) if chr(content[i]).isdigit()), len(content) // 3)
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1:]
+
+
+LATEST = f"{COUNTS_SO_FAR}/000000004.npz"
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", LATEST, "metrics.jsonl"])
+@pytest.mark.parametrize("damage", ["flipped", "of another run", "missing"])
+def test_if_the_latest_of_a_run_is_not_as_it_was_the_one_before_is_used_and_said(damage, name, stopped, dataset,
+                                                                                undisturbed, tmp_path):
+    ours, other = stopped
+    folder = tmp_path / "run"
+    shutil.copytree(ours, folder)
+    if damage == "missing" and name == "metrics.jsonl":
+        pytest.skip("all of it is missing then")
+    elif damage == "missing":
+        (folder / name).unlink()
+    elif name == "metrics.jsonl":  # its last line
+        mine, its = ((place / name).read_text().splitlines(keepends=True) for place in (ours, other))
+        (folder / name).write_text(mine[0] + (its[1] if damage != "flipped" else mine[1].replace("0.", "1.")))
+    else:
+        (folder / name).write_bytes((other / name).read_bytes() if damage != "flipped"
+                                    else flipped((folder / name).read_bytes()))
+    said = "checkpoint.previous.pt of step 2 is used"
+    if (folder / "checkpoint.pt").exists():
+        with pytest.warns(UserWarning, match=f"is damaged .*; {said}"):
+            assert read_run(folder)[2]["step"].tolist() == [2]
+        with pytest.warns(UserWarning, match=f"is damaged .*; {said}"):
+            run(tiny_config(dataset), folder, progress=False)
+        assert said in environments(folder)[1]["notes"][0]
+    else:  # as a kill between two renames leaves it
+        run(tiny_config(dataset), folder, progress=False)
+    assert contents(folder) == contents(undisturbed)
+
+
+@pytest.mark.parametrize("name", ["config.json", "environment.json", "metrics.jsonl",
+                                  f"{COUNTS_SO_FAR}/000000002.npz"])
+@pytest.mark.parametrize("damage", ["flipped", "of another run", "missing", "foreign"])
+def test_what_both_checkpoints_need_is_named_with_a_remedy_if_it_is_not_as_it_was(damage, name, stopped, dataset,
+                                                                                tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(stopped[0], folder)
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if damage != "missing":
+        (folder / name).write_bytes({"flipped": flipped(content), "of another run": (stopped[1] / name).read_bytes(),
+                                     "foreign": b'{"lr": 0.1}'}[damage])
+    if (damage, name) == ("of another run", "environment.json"):
+        assert content == (stopped[1] / name).read_bytes()  # it says nothing of the seed
+        return
+    for attempt in (lambda: read_run(folder), lambda: run(tiny_config(dataset), folder, progress=False)):
+        with pytest.raises(ValueError, match=rf"{folder}.*(restore it from a copy|choose another)") as caught:
+            attempt()
+        assert "allow_pickle" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("damage", ["flipped", "of another run"])
+def test_no_file_of_a_finished_run_is_read_that_is_not_as_it_was_written(damage, name, undisturbed, dataset, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    result = read_result(folder)
+    content = (folder / name).read_bytes()
+    assert read_checked(folder, name, result) == content
+    (folder / name).write_bytes(flipped(content) if damage == "flipped" else b"x" + content)
+    with pytest.raises(ValueError, match=rf"{folder}/{name} is damaged .*; restore it from a copy"):
+        read_checked(folder, name, result)
+    with pytest.raises(ValueError, match=rf"{folder}/{name} is damaged .*; restore it from a copy|another run"):
+        run(tiny_config(dataset), folder, progress=False)
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(two_checkpoints):
+    """torch compresses nothing; what is compressed may be of any size."""
+    with zipfile.ZipFile(two_checkpoints.checkpoint) as archive, zipfile.ZipFile(
+            two_checkpoints.path / "bomb", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for entry in archive.infolist():
+            bomb.writestr(entry.filename, archive.read(entry))
+    os.replace(two_checkpoints.path / "bomb", two_checkpoints.checkpoint)
+    with pytest.warns(UserWarning, match="checkpoint.pt is damaged"):
+        assert two_checkpoints.load_checkpoint("cpu")["step"] == 1
+
+
+def test_lost_checkpoints_are_said(stopped, dataset, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(stopped[0], folder)
+    for file in folder.glob("*.pt"):
+        file.unlink()
+    with pytest.warns(UserWarning, match="there is no checkpoint any more; training starts at step 0"):
+        run(tiny_config(dataset), folder, progress=False)
+    assert contents(folder) == contents(undisturbed)
 
 
 # ---- whose folder it is ----
