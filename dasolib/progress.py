@@ -1,7 +1,6 @@
 """What a sweep shows: a line for each run in work and a bar for all of them, or plain lines where no terminal is."""
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -11,7 +10,7 @@ from tqdm import tqdm
 
 from dasolib.cost import flop
 from dasolib.evaluation import describe
-from dasolib.run_files import read_result
+from dasolib.run_files import DamagedError, parse_records, read_result
 
 TAIL = 8192  # bytes at the end of metrics.jsonl that hold its last line, unless that has very many classes
 WIDE = 110  # columns from which the loss is shown, too
@@ -28,7 +27,10 @@ def last_record(folder):
                 tail *= 2
     except FileNotFoundError:
         return None
-    return json.loads(lines[-1]) if lines else None
+    try:
+        return parse_records(folder / "metrics.jsonl", lines[-1:])[0]
+    except (DamagedError, IndexError):  # the run itself says so, when it goes on
+        return None
 
 
 def is_finished(folder):

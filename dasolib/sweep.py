@@ -226,7 +226,7 @@ def check_inputs(grid):
         if run.config.dataset not in DATASETS and resolve(run.config.dataset).exists():
             record = read_config(run.folder)
             decoded = (run.config.dataset, run.config.resolution, run.config.skip_unreadable)
-            there.setdefault(decoded, set()).add(record["data_sha256"])
+            there.setdefault(decoded, set()).add(record.get("data_sha256"))
     for (dataset, resolution, skip_unreadable), known in there.items():
         data = load_data(resolve(dataset), resolution=resolution, skip_unreadable=skip_unreadable)
         if known != {data.fingerprint}:

@@ -197,7 +197,7 @@ def test_a_network_that_is_not_there_is_missed_before_anything_starts(study, cap
     (trained, *_), (needing, *_) = ([run for run in study.grid() if run.config.rebalance == parts] for parts in
                                     ((), ("crt",)))
     trained.folder.mkdir()
-    (trained.folder / "result.json").write_text(json.dumps({"seconds": 1.0}))
+    (trained.folder / "result.json").write_text(json.dumps({"seconds": 1.0, "plain": {"accuracy": 0.5}}))
     assert sweep.main([str(study.file), "--runs", str(study.runs)]) == 2
     message = capsys.readouterr().err
     assert f"source={trained.name!r} has no model.safetensors, which {needing.name} starts from" in message
@@ -399,7 +399,7 @@ def test_a_dry_run_prints_every_run_its_state_and_what_it_would_cost(study, caps
     for run in (first, second, third):
         run.folder.mkdir()
     (first.folder / "config.json").write_text(json.dumps(first.config.identity() | {"threads": 1, "schema": 1}))
-    (first.folder / "result.json").write_text(json.dumps({"seconds": seconds}))
+    (first.folder / "result.json").write_text(json.dumps({"seconds": seconds, "plain": {"accuracy": 0.5}}))
     (second.folder / "metrics.jsonl").write_text('{"step": 5}\n{"step": 1')
     with take_lock(third.folder / launch.SWEEP_LOCK):
         printed = dry_run("--jobs", "2")
@@ -464,9 +464,9 @@ def test_images_of_another_order_than_those_of_finished_runs_are_refused(study, 
     study.file.write_text(GRID.replace("mnist5k", dataset).replace("n_val: 100", "batch_size: 4"))
     run = study.grid()[0]
     run.folder.mkdir()
-    (run.folder / "result.json").write_text(json.dumps({"seconds": 1.0}))
+    (run.folder / "result.json").write_text(json.dumps({"seconds": 1.0, "plain": {"accuracy": 0.5}}))
     for there, refused in ((load_data(dataset).fingerprint, False), ("0" * 64, True)):
-        (run.folder / "config.json").write_text(json.dumps(run.config.identity() | {"data_sha256": there}))
+        (run.folder / "config.json").write_text(json.dumps(run.config.identity() | {"schema": 1, "data_sha256": there}))
         (run.folder / "model.safetensors").touch()
         assert sweep.main([str(study.file), "--runs", str(study.runs), "--dry-run"]) == 0
         assert ("Not to be started as it is: dataset=" in capsys.readouterr().out) == refused
@@ -581,7 +581,8 @@ def test_other_images_under_the_same_name_are_refused(study, tmp_path, capsys, k
     for run in grid.runs[:None if is_complete else 1]:
         run.folder.mkdir(parents=True)
         fingerprint = load_data(dataset).fingerprint
-        (run.folder / "config.json").write_text(json.dumps(run.config.identity() | {"data_sha256": fingerprint}))
+        record = run.config.identity() | {"schema": 1, "data_sha256": fingerprint}
+        (run.folder / "config.json").write_text(json.dumps(record))
         (run.folder / "result.json").write_text(json.dumps({"seconds": 1.0, "plain": {"accuracy": 0.5}}))
     sweep.check_inputs(grid)
     if kind == "file":
@@ -651,8 +652,8 @@ def test_the_arithmetic_of_a_run_is_that_of_its_passes(study):
 def test_an_estimate_is_that_of_runs_that_differ_in_the_seed_alone(study):
     runs = [run for run in study.grid() if run.config.method == "usadtm"]
     (runs[0].folder).mkdir()
-    (runs[0].folder / "config.json").write_text(json.dumps(runs[0].config.identity() | {"threads": 1}))
-    (runs[0].folder / "result.json").write_text(json.dumps({"seconds": 100}))
+    (runs[0].folder / "config.json").write_text(json.dumps(runs[0].config.identity() | {"schema": 1}))
+    (runs[0].folder / "result.json").write_text(json.dumps({"seconds": 100, "plain": {"accuracy": 0.5}}))
     estimates, _ = estimate([run.config for run in study.grid()], runs[0].folder.parent)
     assert [each.measured for each in estimates] == [False, False, True, True, False, False]
     assert estimates[3].seconds == 110
