@@ -296,11 +296,12 @@ def test_the_number_is_the_stored_median_and_best_stands_beside_it(tmp_path):
 def test_the_mask_rate_is_that_of_the_result_or_of_the_last_twenty_evaluations(tmp_path):
     run = make_run(tmp_path, evaluations=25)
     rates = [1.0] * 5 + [0.25] * 10 + [0.75] * 10
-    older = dataclasses.replace(run, metrics=run.metrics.assign(mask_rate=rates))
+    without_it = {name: value for name, value in run.result.items() if name != "mask_rate"}
+    older = dataclasses.replace(run, metrics=run.metrics.assign(mask_rate=rates), result=without_it)
     assert older.mask_rate == 0.5 and results_table([older])["mask_rate"].tolist() == [0.5]
     assert dataclasses.replace(older, result=run.result | {"mask_rate": 0.125}).mask_rate == 0.125
     for without in (older.metrics.assign(mask_rate=None), older.metrics[:0], older.metrics.drop(columns="mask_rate")):
-        assert np.isnan(dataclasses.replace(run, metrics=without).mask_rate)
+        assert np.isnan(dataclasses.replace(older, metrics=without).mask_rate)
     assert np.isnan(dataclasses.replace(older, result=run.result | {"mask_rate": None}).mask_rate)
 
 
