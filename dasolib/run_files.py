@@ -397,14 +397,21 @@ def sound_checkpoint(folder, device):
     DamagedError
         If there are checkpoints, and for none of them all is as it was.
     """
-    problems = []
+    problems, found = [], None
     for name in (CHECKPOINT, PREVIOUS):
         try:
             state = _load_state(folder, name, device)
-            if state is not None:
-                return Checkpoint(name, state, *_recorded(folder, name, state), problems)
+            if state is None or (found is not None and state["step"] <= found.state["step"]):
+                continue
+            recorded = _recorded(folder, name, state)
+            if found is not None:
+                problems.append(f"{found.name} is of step {found.state['step']} only")
+            found = Checkpoint(name, state, *recorded, problems)
         except DamagedError as error:
-            problems.append(error.problem)
+            if found is None:
+                problems.append(error.problem)
+    if found is not None:
+        return found
     if problems:
         name, _, reason = "; ".join(dict.fromkeys(problems)).partition(" is damaged (")
         raise DamagedError(folder, name, reason[:-1])

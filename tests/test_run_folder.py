@@ -629,6 +629,14 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(two_checkpoints
         assert two_checkpoints.load_checkpoint("cpu")["step"] == 1
 
 
+def test_the_later_of_two_checkpoints_is_used_whatever_they_are_called(stopped, tmp_path):
+    shutil.copytree(stopped[0], tmp_path / "run")
+    for name, other in (("checkpoint.pt", "checkpoint.previous.pt"), ("checkpoint.previous.pt", "checkpoint.pt")):
+        shutil.copy(stopped[0] / other, tmp_path / "run" / name)
+    with pytest.warns(UserWarning, match="checkpoint.pt is of step 2 only; checkpoint.previous.pt of step 4 is used"):
+        assert read_run(tmp_path / "run")[2]["step"].tolist() == [2, 4]
+
+
 def test_lost_checkpoints_are_said(stopped, dataset, undisturbed, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(stopped[0], folder)
