@@ -5,10 +5,13 @@ import hashlib
 import json
 import os
 import platform
+import re
+import unicodedata
 import warnings
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import (
     BaseModel,
@@ -27,6 +30,7 @@ from dasolib.schedules import SCHEDULES
 
 SCHEMA = 1  # of the run folder; raised when its files change in meaning
 NOT_IDENTITY = ("threads", "device")  # recorded and warned about on resume, but part of neither hash nor comparison
+DEVICES = "choose auto, cpu, cuda, or one of several GPUs as in cuda:0"
 # Fields that older runs of this schema lack, and what they had.
 YOUNGER = {"network": "wrn", "crop": "padded", "compile": False, "crt_balancing": "batches", "skip_unreadable": False}
 
@@ -43,10 +47,10 @@ class Config(BaseModel):
     dataset: str  # a name of `dasolib.data`, an .npz file or an image folder
     method: str  # base learner, a key of `LEARNERS`
     rebalance: tuple[str, ...]  # keys of `REBALANCERS`, in table order
-    seed: int = Field(ge=0)  # split, initial weights, sampling and augmentation
+    seed: int = Field(ge=0, lt=2**32)  # split, initial weights, sampling and augmentation
 
     # Data and split
-    resolution: int | None = Field(ge=8)  # side to which images of a folder or list are decoded; None: 32
+    resolution: int | None = Field(ge=8, le=4096)  # side to which images of a folder or list are decoded; None: 32
     skip_unreadable: bool  # images of a folder or list that cannot be read are left out, not refused
     n1: int | None = Field(ge=1)  # labeled images of the head class; None: natural imbalance, no synthetic split
     m1: int | None = Field(ge=1)  # unlabeled images of the head class; None with natural or unknown unlabeled data
@@ -59,12 +63,12 @@ class Config(BaseModel):
     # Augmentation
     flip: bool  # horizontal flips; off for digits
     crop: Literal["padded", "resized"]  # of the image padded by reflection, or a random part of it resized
-    train_resolution: int | None = Field(ge=8)  # side to which augmented images are resized; None: not at all
+    train_resolution: int | None = Field(ge=8, le=4096)  # side to which augmented images are resized; None: not at all
 
     # Network
     network: Literal["wrn", "resnet34"]  # the latter starts from torchvision's ImageNet weights
-    depth: int  # of a WideResNet, 6 n + 4
-    width: int = Field(ge=1)  # of a WideResNet
+    depth: int = Field(le=1000)  # of a WideResNet, 6 n + 4
+    width: int = Field(ge=1, le=100)  # of a WideResNet
 
     # Optimiser
     batch_size: int = Field(ge=1)  # B, labeled images of a step
@@ -138,7 +142,7 @@ class Config(BaseModel):
     precision: Literal["fp32", "bf16"]  # fp32 on a GPU: torch's default, in which convolutions round to TF32
     channels_last: bool
     compile: bool  # passes and losses of a step as one compiled graph; numbers agree to rounding
-    threads: int = Field(ge=1)  # CPU threads; results are equal bit for bit only at the same number
+    threads: int = Field(ge=1, le=1024)  # CPU threads; results are equal bit for bit only at the same number
     device: str  # "auto", "cpu", "cuda", "cuda:1"
 
     @field_validator("rebalance", mode="before")
@@ -148,9 +152,28 @@ class Config(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_value_for_a_number(cls, value, info):
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+    def _as_people_write_it(cls, value, info):
+        kind, value = cls.model_fields[info.field_name].annotation, _plain(value)
+        if kind in (int, int | None):
+            value = _whole(value)
+        elif kind in (tuple[int, ...], tuple[int, ...] | None) and isinstance(value, list | tuple):
+            if any(isinstance(each, bool | np.bool_) for each in value):
+                raise ValueError("must be positions, not a mask of True and False: numpy.flatnonzero(mask) gives them")
+            value = tuple(map(_whole, value))
+        elif kind in (str, str | None) and value is not None:
+            if not isinstance(value, str):
+                raise ValueError("must be text" + (f"; {DEVICES}" if info.field_name == "device" else ""))
+            if has_control_characters(value):
+                raise ValueError("must not hold a line break, a NUL or another control character")
+        if isinstance(value, bool) and kind is not bool:
             raise ValueError("must not be True or False")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value):
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError(DEVICES)
         return value
 
     @field_validator("depth")
@@ -290,6 +313,27 @@ class Config(BaseModel):
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
         parts = [dataset_name(self.dataset), self.method, *self.rebalance, f"s{self.seed}", digest]
         return "-".join(parts)
+
+
+def _plain(value):
+    """Return a NumPy number as Python's own, an array as a list, and everything else as it is."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
+def _whole(value):
+    """Return a whole number as an int, be it text such as 1e3 of YAML 1.1, and everything else as it is."""
+    value = _plain(value)
+    if isinstance(value, str):
+        try:
+            value = float(value) if {*".eE"} & {*value} else int(value)
+        except ValueError:  # no number
+            return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def has_control_characters(text):
+    """Whether a name holds a NUL, a line break or another control character, which no path or table takes well."""
+    return any(unicodedata.category(each) == "Cc" for each in text)
 
 
 def dataset_name(dataset):
@@ -519,9 +563,9 @@ def make_config(preset="cpu", *, dataset, method, rebalance=(), seed=0, total_st
         raise ValueError(f"preset={preset!r}: choose one of {', '.join(PRESETS)}")
     if not isinstance(dataset, str) or not dataset:
         raise ValueError(f"dataset={dataset!r}: must be the name of a data set, or a path as text")
-    is_number = isinstance(total_steps, int | float) and not isinstance(total_steps, bool)
-    if total_steps is not None and not (is_number and total_steps % 1 == 0):
-        raise ValueError(f"total_steps={total_steps!r}: must be a whole number >= 1")
+    given_steps, total_steps = total_steps, _whole(total_steps)
+    if total_steps is not None and (isinstance(total_steps, bool) or not isinstance(total_steps, int)):
+        raise ValueError(f"total_steps={given_steps!r}: must be a whole number >= 1")
     rebalance = parse_rebalance(rebalance)
     check_combination(method, rebalance)
     unknown = sorted(set(changes) - set(Config.model_fields))
@@ -555,6 +599,9 @@ def make_config(preset="cpu", *, dataset, method, rebalance=(), seed=0, total_st
                         threads=threads, device=device, **settings)
     except ValidationError as error:
         raise ValueError(_readable(error)) from None
+    n_devices = torch.cuda.device_count()
+    if config.device.startswith("cuda") and int(config.device.partition(":")[2] or 0) >= n_devices:
+        raise ValueError(f"device={device!r}: torch finds {n_devices} CUDA devices here; {DEVICES}")
     for part in (method, *rebalance):
         name, lead, never = STARTS.get(part, (None, 0, ""))
         if name and getattr(config, name) - lead >= config.generation_steps:
@@ -580,7 +627,7 @@ STARTS = {
 def _count(changes, name, otherwise):
     """Return a changed setting, or `otherwise` where it is not changed, or is no count and will be refused."""
     try:
-        value = TypeAdapter(int).validate_python(changes[name])  # "128" and 128.0, too, as `Config` takes them
+        value = TypeAdapter(int).validate_python(_whole(changes[name]))  # "128" and 128.0, too, as `Config` takes them
     except (KeyError, ValidationError):
         return otherwise
     return value if value >= 1 else otherwise
@@ -588,11 +635,14 @@ def _count(changes, name, otherwise):
 
 def _readable(error):
     """One line for each wrong setting: its name, its value and what would be right."""
-    lines = []
-    for problem in error.errors():
+    problems = error.errors()
+    lines = [] if len(problems) <= 20 else [f"{len(problems)} wrong values, of which the first are"]
+    for problem in problems[:20]:
         message = problem["msg"].removeprefix("Value error, ")
         place = ".".join(str(part) for part in problem["loc"])
-        lines.append(f"{place}={problem['input']!r}: {message}" if place else message)
+        value = repr(problem["input"])
+        value = value if len(value) <= 300 else f"{value[:100]} ..."
+        lines.append(f"{place}={value}: {message}" if place else message)
     return "\n".join(lines)
 
 

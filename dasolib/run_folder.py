@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from filelock import SoftFileLease, Timeout, lock_descriptor
 
-from dasolib.config import SCHEMA, Config
+from dasolib.config import SCHEMA, Config, has_control_characters
 from dasolib.diagnostics import KINDS
 from dasolib.run_files import (
     CHECKED,
@@ -83,6 +83,8 @@ def resolve(path):
     """
     if not isinstance(path, str | Path):
         raise ValueError(f"path={path!r}: must be text, or a pathlib.Path")
+    if has_control_characters(str(path)):
+        raise ValueError(f"path={str(path)!r}: must not hold a line break, a NUL or another control character")
     return project_root() / Path(path).expanduser()
 
 

@@ -649,6 +649,8 @@ def _positions_by_class(labels, n_classes):
 
 def _checked_indices(labeled_indices, n):
     indices = np.asarray(labeled_indices)
+    if indices.dtype == bool or indices.size > 2 and set(np.unique(indices)) <= {0, 1}:
+        raise ValueError("labeled_indices must be positions, not a mask; numpy.flatnonzero(mask) gives them")
     if indices.ndim != 1 or indices.size == 0 or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(
             f"labeled_indices must be a list of at least one integer, got shape {indices.shape} of {indices.dtype}"

@@ -5,6 +5,7 @@ import platform
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -410,7 +411,14 @@ def test_a_change_wins_over_preset_and_data_set():
         ({"total_steps": 10.5}, "total_steps=10.5: must be a whole number >= 1"),
         ({"total_steps": float("inf")}, "total_steps=inf: must be a whole number >= 1"),
         ({"threads": 0}, "threads=0: .* greater than or equal to 1"),
-        ({"device": 0}, "device=0: .* valid string"),
+        ({"threads": 1_000_000}, "threads=1000000: .* less than or equal to 1024"),
+        ({"width": 1_000_000}, "width=1000000: .* less than or equal to 100"),
+        ({"seed": 2**32}, "seed=4294967296: .* less than 4294967296"),
+        ({"device": 0}, "device=0: must be text; choose auto, cpu, cuda, or one of several GPUs as in cuda:0"),
+        ({"device": "gpu"}, "device='gpu': choose auto, cpu, cuda, or "),
+        ({"device": "cuda:99"}, r"device='cuda:99': torch finds \d+ CUDA devices here; choose auto"),
+        ({"dataset": "my\nphotos"}, r"dataset='my\\nphotos': must not hold a line break, a NUL or another control"),
+        ({"method": "supervised", "rebalance": "crt", "source": "runs/a\0b"}, r"source='runs/a\\x00b': must not hold"),
         ({"resolution": 4}, "resolution=4: .* greater than or equal to 8"),
         ({"n1": 0}, "n1=0: .* greater than or equal to 1"),
         ({"m1": 0}, "m1=0: .* greater than or equal to 1"),
@@ -722,6 +730,42 @@ def test_a_batch_size_means_the_same_however_it_is_written(size):
 
 
 # --- the parameters of a notebook ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("value", ["1e3", "1000", "1000.0", 1e3, np.int64(1000), np.float32(1000)])
+@pytest.mark.parametrize("name", ["total_steps", "eval_steps", "n1"])
+def test_whole_numbers_are_taken_as_people_write_them(name, value):
+    """YAML 1.1 reads 1e3 as text; NumPy's numbers come from whoever computes a setting."""
+    made = config("cpu", **{name: value})
+    assert getattr(made, name) == 1000 and made == config("cpu", **{name: 1000})
+
+
+@pytest.mark.parametrize("value", ["1e3.5", "1.5e0", "1e999", "nan", 0.5, np.array([1000]), np.True_])
+def test_what_is_no_whole_number_is_refused(value):
+    for name in ("total_steps", "eval_steps"):
+        with pytest.raises(ValueError, match=f"{name}="):
+            config("cpu", **{name: value})
+
+
+def test_lists_of_numbers_are_taken_as_people_write_them():
+    made = config("cpu", schedule="multistep", milestones=["1e2", np.int64(200)])
+    assert made == config("cpu", schedule="multistep", milestones=np.array([100, 200]))
+    assert made.milestones == (100, 200)
+    own = make_config("cpu", dataset="own", method="fixmatch", labeled_indices=np.arange(3))
+    assert own.labeled_indices == (0, 1, 2)
+    assert config("cpu", rebalance="crest", n_generations="4e0", total_steps=400).ramp_steps == 100
+
+
+@pytest.mark.parametrize("mask", [[True, False, True], np.array([True, False]), [np.True_] * 9999])
+def test_a_mask_in_place_of_positions_is_called_one(mask):
+    with pytest.raises(ValueError, match="labeled_indices=.{,120}: must be positions, not a mask .*flatnonzero"):
+        make_config("cpu", dataset="own", method="fixmatch", labeled_indices=mask)
+
+
+def test_of_many_wrong_values_the_first_are_named_and_all_are_counted():
+    with pytest.raises(ValueError, match="^500 wrong values, .*\nlabeled_indices.0='a'") as caught:
+        make_config("cpu", dataset="own", method="fixmatch", labeled_indices=["a"] * 500)
+    assert str(caught.value).count("\n") == 20
+
 
 DECLARING = 'dataset: str = "mnist5k"  # name\nseed: int = 0\ntotal_steps: int = 600'
 

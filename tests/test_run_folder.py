@@ -1022,6 +1022,12 @@ def test_relative_paths_start_from_the_project_wherever_the_process_is(monkeypat
     assert resolve(tmp_path / "x") == tmp_path / "x"
 
 
+@pytest.mark.parametrize("path", ["runs/a\0b", "runs/two\nlines"])
+def test_a_path_with_a_control_character_is_refused(path):
+    with pytest.raises(ValueError, match=r"path='runs/.*': must not hold a line break, a NUL or another control"):
+        resolve(path)
+
+
 def test_an_installed_package_without_its_sources_starts_from_the_current_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dasolib.run_folder, "__file__", str(tmp_path / "site-packages" / "dasolib" / "run_folder.py"))

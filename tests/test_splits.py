@@ -233,7 +233,8 @@ def test_validation_images_of_natural_data_come_balanced_from_the_labeled_ones()
     [
         (NATURAL, {"labeled_indices": []}, "at least one integer, got shape \\(0,\\)"),
         (NATURAL, {"labeled_indices": [0.0, 1.0, 3.0]}, "at least one integer, got shape \\(3,\\) of float64"),
-        (NATURAL, {"labeled_indices": [True] * 10}, "at least one integer, got shape \\(10,\\) of bool"),
+        (NATURAL, {"labeled_indices": [True] * 10}, "labeled_indices must be positions, not a mask; numpy.flatnonzero"),
+        (NATURAL, {"labeled_indices": [0, 1, 1, 0]}, "labeled_indices must be positions, not a mask"),
         (NATURAL, {"labeled_indices": [0, 1, 10]}, "labeled_indices must be in 0..9, got 10"),
         (NATURAL, {"labeled_indices": [0, 1, -1]}, "labeled_indices must be in 0..9, got -1"),
         (NATURAL, {"labeled_indices": [0, 1, 3, 1]}, "must name each image once, got 1 2 times"),
