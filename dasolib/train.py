@@ -8,7 +8,6 @@ from contextlib import closing, contextmanager
 import torch
 from safetensors import torch as safetensors
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from dasolib import augment
 from dasolib.batches import Batches, make_split
@@ -31,6 +30,7 @@ from dasolib.evaluation import (
 from dasolib.host import Interrupted, names_file, prepare_host, stop_signals
 from dasolib.methods import LEARNERS
 from dasolib.models import build_network, prepare_network
+from dasolib.notebooks import tqdm
 from dasolib.rebalance import REBALANCERS, build_rebalance
 from dasolib.residency import fits
 from dasolib.run_folder import RunFolder, environment, project_root, resolve, write_bytes, write_json, write_npz

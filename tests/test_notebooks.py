@@ -217,13 +217,21 @@ def test_train_has_the_papers_preset(tmp_path):
 
 @slow
 def test_train_takes_own_data_with_natural_imbalance_and_a_method_without_pseudo_labels(tmp_path):
+    arrays = tiny_arrays()
+    tested = arrays["y_test"] != 3
+    dataset = save_tiny(tmp_path, **{name: arrays[name][tested] for name in ("x_test", "y_test")})
     notebook = execute("train", tmp_path, {
-        "dataset": save_tiny(tmp_path), "method": "supervised", "rebalance": "la", "total_steps": 2, "batch_size": 4,
+        "dataset": dataset, "method": "supervised", "rebalance": "la", "total_steps": 2, "batch_size": 4,
         "labeled_indices": list(range(0, 160, 4)), "flip": False, "threads": 1, "run_dir": str(tmp_path / "run"),
     }, cwd=NOTEBOOKS)
     assert load_run(tmp_path / "run").config["flip"] is False
     assert "Supervised + LA on tiny" in reading(notebook)
     assert len(pictures(notebook)) == 2
+    # What is warned about stays, and the bar is one output, however often it changed.
+    warned = "".join(output.text for output in outputs_of(notebook, "stream") if output.name == "stderr")
+    assert "has no test image of 1 classes, the first of them '3'" in warned
+    (bar,) = outputs_of(notebook, "display_data")
+    assert "100%" in bar.data["text/plain"] and " 2/2 " in bar.data["text/plain"]
 
 
 @slow
