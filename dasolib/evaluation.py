@@ -128,6 +128,7 @@ class PseudoLabeled(NamedTuple):
     """What the evaluated network says of the unlabeled images, in their order."""
 
     feats: Tensor  # (U, feat_dim)
+    probs: Tensor  # (U, K) of the head that predicts, as it is tested
     labels: PseudoLabels  # (U, K) each
 
 
@@ -157,9 +158,9 @@ def pseudo_label(training, test, batches, *, t):
     rows = torch.arange(len(batches.u), device=feats.device)
     probs = logits.softmax(dim=-1)
     if training.memory is not None:  # the base learner has labels of its own
-        return PseudoLabeled(feats, training.memory.pseudo_label(probs, feats))
+        return PseudoLabeled(feats, probs, training.memory.pseudo_label(probs, feats))
     labels = training.rebalance.refine_predicted(probs, feats, rows, t, temperature=training.temperature)
-    return PseudoLabeled(feats, labels)
+    return PseudoLabeled(feats, probs, labels)
 
 
 def estimate_counts(net, batches, test):
@@ -183,13 +184,17 @@ def estimate_counts(net, batches, test):
     return {"unlabeled_estimate": estimate.counts.tolist() if estimate.accepted else None}
 
 
-def predictions(probs, class_names, *, index, files=None):
+def predictions(probs, labels, class_names, *, index, files=None):
     """Tabulate the most likely class of each unlabeled image, as ``predictions.csv`` holds it.
+
+    Warns about names that a spreadsheet takes for formulas: they are not changed, as they name files and classes.
 
     Parameters
     ----------
     probs : Tensor of shape (U, K)
-        Final pseudo-labels.
+        Of the network that is tested and stored.
+    labels : Tensor of shape (U, K)
+        Final pseudo-labels, which the method makes of them.
     class_names : sequence of K str
     index : ndarray of shape (U,)
         Position of each image in the training images or in the separate pile.
@@ -199,17 +204,24 @@ def predictions(probs, class_names, *, index, files=None):
     Returns
     -------
     DataFrame
-        ``index``, ``file`` (only if there are names), ``class`` (its name) and ``confidence`` in [0, 1].
+        ``index``, ``file`` (only if there are names); ``predicted``, a class by its name, and ``confidence`` in [0, 1],
+        its probability; ``pseudo_label`` and ``pseudo_label_confidence`` likewise.
 
     Examples
     --------
-    >>> predictions(torch.tensor([[0.25, 0.75]]), ("cat", "dog"), index=np.array([7]), files=("a.png",))
-       index   file class  confidence
-    0      7  a.png   dog        0.75
+    >>> predictions(torch.tensor([[0.25, 0.75]]), torch.tensor([[0.5, 0.5]]), ("cat", "dog"), index=np.array([7]))
+       index predicted  confidence pseudo_label  pseudo_label_confidence
+    0      7       dog        0.75          cat                      0.5
     """
-    confidence, predicted = (values.cpu().numpy() for values in probs.max(dim=-1))
-    columns = {"index": index} | ({} if files is None else {"file": files})
-    return pd.DataFrame(columns | {"class": np.array(class_names)[predicted], "confidence": confidence})
+    names, columns = np.array(class_names), {"index": index} | ({} if files is None else {"file": files})
+    if formulas := [name for name in (*class_names, *(files or ())) if name.startswith(("=", "+", "-", "@"))]:
+        warnings.warn(f"predictions.csv: a spreadsheet takes {len(formulas)} names for formulas, the first of them "
+                      f"{formulas[0]!r}; open it there only with these columns imported as text", stacklevel=2)
+    for name, values in {"predicted": probs, "pseudo_label": labels}.items():
+        confidence, likely = (each.cpu().numpy() for each in values.max(dim=-1))
+        prefix = "" if name == "predicted" else f"{name}_"
+        columns |= {name: names[likely], f"{prefix}confidence": confidence}
+    return pd.DataFrame(columns)
 
 
 def outputs(training, test, batches, pseudo_labeled):
@@ -239,7 +251,7 @@ def outputs(training, test, batches, pseudo_labeled):
     arrays = {"test_logits": predict(training.evaluated, test.images, test.normalize)[1], "test_target": test.target,
               "unlabeled_index": torch.as_tensor(batches.unlabeled_index), "unlabeled_target": batches.u_target}
     if pseudo_labeled is not None:
-        feats, labels = pseudo_labeled
+        feats, _, labels = pseudo_labeled
         by_kind = {"linear": labels.linear, "semantic": labels.semantic, "final": labels.final}
         arrays |= {kind: probs.half() for kind, probs in by_kind.items() if probs is not None}
         rows = torch.randperm(len(feats), generator=host_generator(0, "stored features"))

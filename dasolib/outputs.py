@@ -7,6 +7,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
+from dasolib.methods import LEARNERS
 from dasolib.pseudo_labels import confident_labels
 from dasolib.results import groups_of, plus_minus, text_table
 from dasolib.run_files import read_arrays
@@ -14,6 +15,43 @@ from dasolib.run_files import read_arrays
 FILE = "outputs.npz"  # of a run folder; committed for a few runs only
 NEIGHBOURS = 10
 OTHER_RULE = ("supervised", "distribution_estimate", "usadtm")  # no threshold says what these learn
+
+
+# How the final pseudo-labels come from the network's predictions, by the method that does it, in this order.
+RULES = {
+    "mixmatch": "sharpened", "remixmatch": "sharpened", "usadtm": "of the nearest class prototypes",
+    "distribution_alignment": "aligned with class shares", "crest_plus": "aligned with class shares",
+    "darp": "refined together towards class counts", "daso": "blended with those of class prototypes",
+}
+
+
+def read_predictions(folder):
+    """Read the ``predictions.csv`` of a run folder; names stay text, be they None, NA or 007.
+
+    Returns
+    -------
+    DataFrame or None
+        As `dasolib.evaluation.predictions` makes it. None: there is none, as without unlabeled images.
+    """
+    if not (folder / "predictions.csv").exists():
+        return None
+    return pd.read_csv(folder / "predictions.csv", dtype=dict.fromkeys(("file", "predicted", "pseudo_label"), str),
+                       keep_default_na=False, encoding_errors="surrogateescape")
+
+
+def format_predictions(run):
+    """Say which network and which rule made the columns of a run's ``predictions.csv``."""
+    table = read_predictions(run.folder)
+    if table is None:
+        return f"no predictions.csv in {run.name}: no unlabeled images, or committed without it"
+    if "predicted" not in table:
+        return f"predictions.csv of {run.name} is older: class is the pseudo-label, not what the network predicts"
+    network = "the moving average of the network" if LEARNERS[run.config["method"]].ema else "the network"
+    rules = [text for name, text in RULES.items() if name in (run.config["method"], *run.config["rebalance"])]
+    return (f"predictions.csv, {len(table):,} unlabeled images. predicted, confidence: {network}, in model.safetensors "
+            "and measured on the test images.\npseudo_label, pseudo_label_confidence: "
+            f"its predictions{', ' * bool(rules)}{', '.join(rules)}, as {run.label} makes them in its last step.\n"
+            f"The two differ in the class of {(table['predicted'] != table['pseudo_label']).sum():,} images.")
 
 
 def runs_with_outputs(runs):

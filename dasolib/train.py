@@ -182,8 +182,8 @@ def run(config, run_dir=None, *, progress=True, resident=None):
         pseudo_labeled = pseudo_label(training, test, batches, t=config.generation_steps - 1)  # as in the last step
         write_npz(folder.path / "outputs.npz", outputs(training, test, batches, pseudo_labeled))
         if pseudo_labeled is not None:
-            table = predictions(pseudo_labeled.labels.final, data.class_names, index=batches.unlabeled_index,
-                                files=batches.unlabeled_names)
+            table = predictions(pseudo_labeled.probs, pseudo_labeled.labels.final, data.class_names,
+                                index=batches.unlabeled_index, files=batches.unlabeled_names)
             text = table.to_csv(index=False, float_format="%.6f")
             # File names that are no UTF-8 go out as they came in.
             write_bytes(folder.path / "predictions.csv", text.encode(errors="surrogateescape"))
@@ -370,12 +370,16 @@ class Training:
         return state["seconds"]
 
     def save_network(self, path, data, resolution):
-        """Write the evaluated network as ``model.safetensors``, and how to rebuild and feed it as ``model.json``."""
+        """Write the evaluated network as ``model.safetensors``, and how to rebuild and feed it as ``model.json``.
+
+        What it is fed are images of ``image_size`` (height, width), of larger ones the center, then ``resolution``.
+        """
         weights = {name: tensor.contiguous() for name, tensor in self.evaluated.state_dict().items()}
         write_bytes(path / NETWORK, safetensors.save(weights))
         write_json(path / "model.json", {
             **self.net.description(),
             "class_names": data.class_names, "mean": data.mean, "std": data.std, "resolution": resolution,
+            "image_size": list(data.x_train.shape[-2:]), "image_crop": "center",
             "evaluated": "student" if self.ema is None else "ema",
         })
 

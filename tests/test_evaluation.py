@@ -313,12 +313,25 @@ def test_features_are_kept_of_some_images_only_and_rows_say_of_which(monkeypatch
     np.testing.assert_array_equal(arrays["feats"], pseudo_labeled.feats[rows].half())
 
 
-def test_the_table_of_predictions_names_the_likeliest_class():
+def test_the_table_of_predictions_names_what_the_network_and_the_pseudo_label_find_likeliest():
     probs = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.25, 0.25]])
-    table = predictions(probs, ("a", "b", "c"), index=np.array([4, 9]))
-    assert table.columns.tolist() == ["index", "class", "confidence"]
-    assert table["index"].tolist() == [4, 9] and table["class"].tolist() == ["b", "a"]
+    labels = torch.tensor([[0.0, 0.1, 0.9], [0.625, 0.25, 0.125]])
+    table = predictions(probs, labels, ("a", "b", "c"), index=np.array([4, 9]))
+    assert table.columns.tolist() == ["index", "predicted", "confidence", "pseudo_label", "pseudo_label_confidence"]
+    assert table["index"].tolist() == [4, 9]
+    assert table["predicted"].tolist() == ["b", "a"] and table["pseudo_label"].tolist() == ["c", "a"]
     assert table["confidence"].tolist() == pytest.approx([0.7, 0.5])
-    named = predictions(probs, ("a", "b", "c"), index=np.array([4, 9]), files=("x.png", "deep/y.png"))
-    assert named.columns.tolist() == ["index", "file", "class", "confidence"]
+    assert table["pseudo_label_confidence"].tolist() == pytest.approx([0.9, 0.625])
+    named = predictions(probs, labels, ("a", "b", "c"), index=np.array([4, 9]), files=("x.png", "deep/y.png"))
+    assert named.columns.tolist()[:3] == ["index", "file", "predicted"]
     assert named["file"].tolist() == ["x.png", "deep/y.png"]
+
+
+@pytest.mark.parametrize(("class_names", "files", "first"), [
+    (("=cmd|' /C calc'!A0", "b"), None, "=cmd"), (("a", "@SUM(1)"), ("x.png",), "@SUM"),
+    (("a", "b"), ("-1.png",), "-1")])
+def test_names_that_a_spreadsheet_takes_for_formulas_are_warned_about_and_kept(class_names, files, first):
+    probs = torch.tensor([[0.75, 0.25]])
+    with pytest.warns(UserWarning, match=f"predictions.csv: a spreadsheet takes 1 names .* .{first}"):
+        table = predictions(probs, probs, class_names, index=np.array([0]), files=files)
+    assert table["predicted"].tolist() == [class_names[0]] and (files is None or table["file"].tolist() == list(files))

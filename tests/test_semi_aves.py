@@ -69,7 +69,7 @@ def test_a_run_on_lists_tells_its_unlabeled_images_by_name_and_the_unknown_ones_
         assert windows.shape[2:] == (N_CLASSES + 1, N_CLASSES) and windows[:, 0].sum() == 2 * 8
         assert windows[:, 0, N_CLASSES].sum() > 0  # images of unknown class have a row of their own
     lines = (project / "run" / "predictions.csv").read_text().splitlines()
-    assert lines[0] == "index,file,class,confidence" and len(lines) == 1 + n_unlabeled
+    assert lines[0].startswith("index,file,predicted,confidence,") and len(lines) == 1 + n_unlabeled
     assert lines[1].startswith("0,unlabeled images/00.png,")
     assert lines[-1].startswith("16,unknown/04.png," if n_unlabeled == 17 else "11,unlabeled images/11.png,")
 

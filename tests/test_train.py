@@ -27,10 +27,12 @@ import dasolib.train
 from dasolib import augment
 from dasolib.batches import make_split
 from dasolib.data import load_data
-from dasolib.evaluation import predict, pseudo_label
+from dasolib.evaluation import predict, predictions, pseudo_label
 from dasolib.host import EXIT_INTERRUPTED
 from dasolib.methods import LEARNERS
 from dasolib.models import WideResNet, rebuild_network
+from dasolib.outputs import format_predictions, read_predictions
+from dasolib.results import load_run
 from dasolib.train import Training, _float_tensors, choose_device, run, write_events
 from tests.tiny import (
     N_CLASSES,
@@ -384,21 +386,43 @@ def test_outputs_of_a_run_that_ends_before_daso_acts_are_linear_labels(finished)
 # ---- predictions for the unlabeled images ----
 
 
-def read_predictions(folder):
-    table = pd.read_csv(folder / "predictions.csv", dtype={"class": str})
+def checked_predictions(folder):
+    """Return the table, after comparing what it says of pseudo-labels with ``outputs.npz``."""
+    table, names = read_predictions(folder), json.loads((folder / "model.json").read_text())["class_names"]
     with np.load(folder / "outputs.npz") as file:
         assert table["index"].tolist() == file["unlabeled_index"].tolist()
-        np.testing.assert_allclose(table["confidence"], file["final"].max(axis=1), atol=1e-3)
-        likely = file["final"].argmax(axis=1)
+        np.testing.assert_allclose(table["pseudo_label_confidence"], file["final"].max(axis=1), atol=1e-3)
+        likely = np.array(names)[file["final"].argmax(axis=1)]
         clear = np.sort(file["final"].astype(float), axis=1)[:, -2:] @ [-1, 1] > 2e-3  # no tie by rounding
-    return table, likely, clear
+    assert (table["pseudo_label"] == likely)[clear].all() and clear.sum() > 0.7 * len(table)
+    return table
 
 
 def test_a_run_predicts_the_class_of_each_unlabeled_training_image(finished):
-    table, likely, clear = read_predictions(finished())
-    assert table.columns.tolist() == ["index", "class", "confidence"] and len(table) == 54
-    assert clear.sum() > 40 and (table["class"].astype(int) == likely)[clear].all()
-    assert table["confidence"].between(0.25, 1).all()
+    table = checked_predictions(finished())
+    assert table.columns.tolist() == ["index", "predicted", "confidence", "pseudo_label", "pseudo_label_confidence"]
+    assert len(table) == 54 and table["confidence"].between(0.25, 1).all()
+
+
+@pytest.mark.parametrize(("method", "rebalance"), [
+    ("fixmatch", "daso"), ("fixmatch", "abc"), ("remixmatch", ""), ("usadtm", ""), ("supervised", "")])
+def test_what_is_predicted_is_what_the_stored_network_says(method, rebalance, finished, dataset):
+    """Not the pseudo-label: DASO blends, ReMixMatch aligns and sharpens, USADTM asks its prototypes."""
+    folder = finished(method=method, rebalance=rebalance)
+    table, about = checked_predictions(folder), json.loads((folder / "model.json").read_text())
+    net = rebuild_network(about)
+    net.load_state_dict(load_file(folder / "model.safetensors"))
+    normalize = functools.partial(augment.normalize, **{name: about[name] for name in ("mean", "std", "resolution")})
+    images = load_data(dataset).x_train[table["index"].tolist()]
+    assert about["image_size"] == list(images.shape[-2:])
+    probs = predict(net, images, normalize)[1].softmax(dim=-1).numpy()
+    np.testing.assert_allclose(table["confidence"], probs.max(axis=1), atol=1e-5)
+    clear = np.sort(probs, axis=1)[:, -2:] @ [-1, 1] > 1e-4
+    assert (table["predicted"].astype(int) == probs.argmax(axis=1))[clear].all()
+    said, n = format_predictions(load_run(folder)), (table["predicted"] != table["pseudo_label"]).sum()
+    assert said.startswith(f"predictions.csv, {len(table)} unlabeled images. predicted, confidence: the ")
+    assert said.endswith(f"differ in the class of {n} images.")
+    assert ("moving average" in said) == (method != "supervised")
 
 
 def save_folder(root, n_unlabeled):
@@ -418,11 +442,22 @@ FOLDER = {"n1": None, "m1": None, "gamma_l": None, "unlabeled": "unknown", "reso
 def test_predictions_for_a_folder_name_its_files_and_classes(tmp_path):
     pets = save_folder(tmp_path / "pets", n_unlabeled=9)
     run(tiny_config(pets, **FOLDER), tmp_path / "run", progress=False)
-    table, likely, clear = read_predictions(tmp_path / "run")
-    assert table.columns.tolist() == ["index", "file", "class", "confidence"]
+    table = checked_predictions(tmp_path / "run")
+    assert table.columns.tolist()[:4] == ["index", "file", "predicted", "confidence"]
     assert table["file"].tolist() == [f"roll {i}/{j}.png" for i in (0, 1) for j in range(i, 9, 2)]
-    assert set(table["class"]) <= {"cat", "dog"}
-    assert (table["class"] == np.array(["cat", "dog"])[likely])[clear].all()
+    assert {*table["predicted"], *table["pseudo_label"]} <= {"cat", "dog"}
+    about = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert (about["image_size"], about["image_crop"]) == ([12, 12], "center")
+
+
+def test_names_that_look_like_numbers_or_nothing_come_back_as_they_are(tmp_path):
+    names = ("007", "NA", "None", "")
+    probs = torch.eye(4)
+    predictions(probs, probs.flip(0), names, index=np.arange(4), files=("1.0", "nan", "null", "x")).to_csv(
+        tmp_path / "predictions.csv", index=False)
+    table = read_predictions(tmp_path)
+    assert table["predicted"].tolist() == list(names) and table["pseudo_label"].tolist() == list(names[::-1])
+    assert table["file"].tolist() == ["1.0", "nan", "null", "x"] and table["confidence"].tolist() == [1] * 4
 
 
 def test_a_file_name_that_is_no_text_is_kept_byte_for_byte(tmp_path):
