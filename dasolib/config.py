@@ -676,7 +676,12 @@ def check_parameters(cells):
                 if name not in declared:
                     choices = ", ".join(declared)
                     raise ValueError(f"{name}={value}: this notebook has no such parameter; choose from {choices}")
-                if ast.unparse(declared[name].annotation) == "dict" and not isinstance(node.value, ast.Dict):
+                kind = ast.unparse(declared[name].annotation)
+                text = node.value.value if isinstance(node.value, ast.Constant) else ""
+                if kind == "str" and not isinstance(text, str | None):
+                    raise ValueError(f"{name}={value}: must be text, where papermill's -p {name} makes a number or "
+                                     f"truth value of it; give it with -r {name}")
+                if kind == "dict" and not isinstance(node.value, ast.Dict):
                     raise ValueError(f"{name}={value}: must be a mapping; with papermill -y '{name}: {{lr: 0.1}}'")
         elif not declared:
             tree = _parse_or_none(cell)

@@ -4,6 +4,7 @@ import ast
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import yaml
 
 from dasolib.config import make_config
+from dasolib.papermill_errors import TRACEBACK
 from dasolib.progress import is_finished
 from dasolib.run_folder import LOCK, is_owned, project_root, take_lock
 
@@ -139,7 +141,7 @@ class Job:
 
     def __init__(self, engine, run, lock):
         self.engine, self.folder, self.lock, self.slot = engine, run.folder, lock, engine.free.pop(0)
-        environment = os.environ | {"OMP_NUM_THREADS": str(engine.threads)} | self.slot
+        environment = os.environ | {"OMP_NUM_THREADS": str(engine.threads), TRACEBACK: "1"} | self.slot
         with open(self.folder / LOG, "w") as log:
             # In a session of its own: Ctrl-C reaches the sweep alone, which stops its runs in order. It shares the
             # lock: if the sweep is killed, the run goes on, and another sweep leaves it alone.
@@ -148,15 +150,19 @@ class Job:
                                             pass_fds=[lock.fileno()])
 
     def poll(self):
-        """Return None while it works, "" once it has succeeded, and the last line it said if it has failed."""
+        """Return None while it works, "" once it has succeeded, and what it ended with if it has failed."""
         if self.process.poll() is None:
             return None
         self._give_back()
         if self.process.returncode == 0 and is_finished(self.folder):
             return ""
-        lines = [line for line in (self.folder / LOG).read_text(errors="replace").splitlines() if line.strip()]
+        said = (self.folder / LOG).read_text(errors="replace").strip()
+        # What it ended with may have several lines.
+        lines = re.split(r"^(?=\w+(?:Error|Exception): )", said, flags=re.MULTILINE)[1:] or said.splitlines()
         code = self.process.returncode
-        return lines[-1] if code > 0 and lines else f"ended by signal {-code}" if code < 0 else "left no result.json"
+        if code < 0:
+            return f"ended by signal {-code}"
+        return " ".join(lines[-1].split()) if code and lines else "left no result.json"
 
     def stop(self):
         """Ask it to save its last step and to end; `wait` waits for that."""

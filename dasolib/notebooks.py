@@ -1,8 +1,36 @@
 """What a notebook shows while it works, and when it fails: one line of progress, one sentence on what is wrong."""
 
+import os
 import sys
+import traceback
+from pathlib import Path
 
 import tqdm as bars
+
+from dasolib.papermill_errors import TRACEBACK
+
+
+def show_errors_in(ipython):
+    """Have a notebook end in one sentence where somebody raised it on purpose; ``%tb`` then shows the traceback.
+
+    These are what a ``raise`` in this package or in a cell says is wrong, and an interrupt. Anything else, which may be
+    a fault of the package, comes with its traceback, and so does everything where `TRACEBACK` is set.
+
+    Parameters
+    ----------
+    ipython : InteractiveShell
+        The notebook's ``get_ipython()``.
+    """
+    if not os.environ.get(TRACEBACK):
+        ipython.set_custom_exc((Exception, KeyboardInterrupt), _show)
+
+
+def _show(ipython, kind, value, trace, tb_offset=None):
+    frames = traceback.extract_tb(trace)
+    last, cells = frames[-1], {frame.filename for frame in frames[1:2]}  # the first frame is IPython's
+    is_ours = last.filename in cells or Path(last.filename).is_relative_to(Path(__file__).parent)
+    is_said = isinstance(value, KeyboardInterrupt) or is_ours and last.line.startswith("raise ")
+    ipython.showtraceback((kind, value, trace), tb_offset=tb_offset, exception_only=is_said)
 
 
 class tqdm(bars.tqdm):  # noqa: N801 - a bar like any other

@@ -778,6 +778,8 @@ DECLARING = 'dataset: str = "mnist5k"  # name\nseed: int = 0\ntotal_steps: int =
         ["", DECLARING, "# Parameters\nseed = 3\n", "import os", DECLARING, "x: int = 3"],  # run again in JupyterLab
         ["%matplotlib inline", "!ls", DECLARING, "# Parameters\nseed = 1"],
         [DECLARING, "# Parameters\nseed = 1", "other: int = 3\nother = 4"],
+        ["unlabeled: str = None", "# Parameters\nunlabeled = None"],
+        ['run_dir: str = ""', '# Parameters\nrun_dir = "001"'],
         [DECLARING, "sead = 3"],  # the notebook's own code, not injected
         [DECLARING, '# Parameters\ntotal_steps = 5\ndataset = """two\nlines"""\n'],
         [],
@@ -797,6 +799,8 @@ def test_parameters_that_the_notebook_declares_are_accepted(cells):
         ([DECLARING, "# Parameters\nseed = 1", DECLARING, "# Parameters\nsead = 2"], "sead=2"),
         ([DECLARING, "later: int = 3", "# Parameters\nlater = 2"], "later=2: .* choose from dataset, seed"),
         (["settings: dict = {}", '# Parameters\nsettings = "{lr: 1}"'], "settings='{lr: 1}': must be a mapping; with"),
+        (['run_dir: str = ""', "# Parameters\nrun_dir = 1"], "run_dir=1: must be text, .*; give it with -r run_dir"),
+        (["unlabeled: str = None", "# Parameters\nunlabeled = True"], "unlabeled=True: must be text, "),
         (["settings: dict = {}", "# Parameters\nsettings = None"], "settings=None: must be a mapping"),
     ],
 )

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import load_notebook_node
 
 from dasolib.config import make_config
+from dasolib.papermill_errors import text_of
 from dasolib.results import format_estimate, load_run
 from dasolib.train import run
 from tests.hand_made import make_run
@@ -155,7 +157,79 @@ def test_a_notebook_declares_its_parameters_and_checks_them_right_after(name):
     lines = [line for line in cells[at].source.splitlines() if not line.startswith("#")]
     assert all(declaration.fullmatch(line) for line in lines)
     assert not cells[at].source.startswith("# Parameters")
+    assert cells[at + 1].source == stored("train").cells[2].source
     assert cells[at + 1].source.endswith("check_parameters(In)")
+
+
+def test_a_kernel_of_another_python_is_called_one(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dasolib.config", None)  # as if it could not be imported
+    with pytest.raises(ModuleNotFoundError, match="dasolib.config.*: this kernel is of another Python; ch"):
+        exec(stored("train").cells[2].source)
+
+
+SHELL = """
+from IPython.core.interactiveshell import InteractiveShell
+from dasolib.notebooks import show_errors_in
+
+shell = InteractiveShell()
+show_errors_in(shell)
+for cell in {cells!r}:
+    print("=====")
+    shell.run_cell(cell)
+"""
+SENTENCES = {  # a cell, and how many frames it ends with
+    "from dasolib.papermill_errors import text_of": 0,
+    "from dasolib.run_folder import resolve; resolve(1)": 0,  # what this package says is wrong,
+    "raise ValueError(\n    'path=1: must be text')": 0,  # or a cell
+    "%tb": 1,
+    "def f(): raise ValueError('path=1: must be text')\nf()": 2,  # raised by no line that begins so
+    "import json; json.loads('{')": 4,  # a fault, perhaps
+    "import time\ndef g():\n    raise KeyboardInterrupt\ng()": 0,
+}
+
+
+@pytest.mark.parametrize("everything", ["", "1"])
+def test_what_is_wrong_in_the_input_is_one_sentence_in_a_notebook(everything, tmp_path):
+    ran = subprocess.run([sys.executable, "-c", SHELL.format(cells=list(SENTENCES))], capture_output=True, text=True,
+                         env=os.environ | {"IPYTHONDIR": str(tmp_path), "DASO_TRACEBACK": everything})
+    said = re.sub(r"\x1b\[[\d;]*m", "", ran.stdout).split("=====\n")[1:]
+    frames = [len(re.findall("^(?:File|Cell) ", part, re.MULTILINE)) for part in said]
+    if everything:
+        assert all(n >= least for n, least in zip(frames, SENTENCES.values(), strict=True)) and sum(frames) > 11
+    else:
+        assert frames == list(SENTENCES.values())
+        assert said[1].split("\n\n")[1].strip() == "ValueError: path=1: must be text, or a pathlib.Path"
+
+
+@pytest.mark.parametrize(("error", "last"), [
+    (PapermillExecutionError(3, 4, "run()", "ValueError", "n1=0", ["use %tb", "ValueError: n1=0"]), "ValueError: n1=0"),
+    (PapermillExecutionError(1, 2, "# Parameters\nseed = 1\nbatch-size = 3\n", "SyntaxError", "", ["SyntaxError: no"]),
+     "batch-size: cannot be a parameter; papermill --help-notebook lists those of a notebook"),
+    (type("DeadKernelError", (Exception,), {})("Kernel died"), "Run the same command again to resume."),
+])
+def test_papermill_says_what_a_notebook_ended_with_and_not_where_it_noticed(error, last):
+    assert text_of(error).endswith(last) and "site-packages" not in text_of(error)
+    assert text_of(KeyError("a fault of papermill")) is None
+
+
+@slow
+def test_the_command_line_of_papermill_ends_in_one_sentence(tmp_path):
+    """With the entry point as installed, or as pyproject.toml has it where the package was installed before that."""
+    about = tmp_path / "path" / "entry-0.dist-info"
+    about.mkdir(parents=True)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (point,) = project["entry-points"]["papermill.engine"].items()
+    (about / "entry_points.txt").write_text("[papermill.engine]\n{} = {}\n".format(*point))
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: entry\nVersion: 0\n")
+    path = os.pathsep.join([str(ROOT), str(tmp_path / "path"), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "papermill", NOTEBOOKS / "train.ipynb", tmp_path / "out.ipynb", "--cwd", ROOT,
+               "--no-progress-bar", "-p", "dataset", "nowhere"]
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1].startswith("ValueError: dataset")
+    assert "Traceback" not in ran.stderr and "site-packages" not in ran.stderr and ".py" not in ran.stderr
+    (error,) = outputs_of(load_notebook_node(str(tmp_path / "out.ipynb")), "error")
+    assert "nowhere" in error.traceback[-1] and ".py" not in "".join(error.traceback)
 
 
 @each_notebook
