@@ -42,8 +42,25 @@ def make_split(config, data):
                          f"which do not fit ({error}); rename it to keep its own class frequencies, or give these "
                          "settings values that fit") from error
     if LEARNERS[config.method].estimates:
-        split = estimation_split(data.y_train.numpy(), split, n_classes=data.n_classes)
+        try:
+            split = estimation_split(data.y_train.numpy(), split, n_classes=data.n_classes)
+        except ValueError as error:
+            raise ValueError(f"{error}; {_way_to_hold_out(config, data)}") from None
     return split
+
+
+def _way_to_hold_out(config, data):
+    """Say how images can be held out for an estimate: by validation images, if that is a split of `data`."""
+    if config.n1 is None:  # validation images would be labeled ones, too
+        return "label more of each class, or name the class counts for DARP as unlabeled_counts"
+    n_val = 10 * data.n_classes
+    try:
+        if config.n_val < n_val:
+            make_split(config.model_copy(update={"n_val": n_val}), data)
+            return f"raise n_val to {n_val}, here and in the run that takes the estimate"
+    except ValueError:
+        pass
+    return "no n_val makes up for that: choose n1 > 10 gamma_l, or name the class counts for DARP as unlabeled_counts"
 
 
 def _run_split(config, data):

@@ -11,6 +11,7 @@ import torch
 from safetensors import torch as safetensors
 from torch import Tensor
 
+from dasolib.batches import make_split
 from dasolib.config import YOUNGER
 from dasolib.models import build_network
 from dasolib.run_files import DamagedError, read_checked, read_config, read_result
@@ -130,6 +131,7 @@ def unlabeled_counts(config, data, hidden):
     else:
         found = {folder: _estimate(folder, data.n_classes) for folder in _estimate_runs(config, data)}
     if not found:
+        config = _with_estimate(config, data)
         raise ValueError(f"rebalance='darp' aims at the class counts of the unlabeled images, and "
                          f"unlabeled={config.unlabeled!r} does not tell them. Estimate them first:\n"
                          f"    {estimate_command(config)}\nor name the folder of such a run as source")
@@ -148,7 +150,7 @@ def estimate_command(config):
     """Return the command, for a shell, that makes the estimate a run of `config` needs: its split to the last image."""
     given = {"dataset": config.dataset, "method": "distribution_estimate", "seed": config.seed}
     split = {name: getattr(config, name) for name in ("n1", "m1", "gamma_l", "gamma_u", "unlabeled", "resolution")}
-    given |= {name: value for name, value in split.items() if value is not None}
+    given |= {name: value for name, value in split.items() if value is not None} | {"batch_size": config.batch_size}
     more = {"settings": {"n_val": config.n_val}}
     if config.skip_unreadable:
         more["settings"]["skip_unreadable"] = True
@@ -158,6 +160,17 @@ def estimate_command(config):
     for name, value in given.items():
         command += ["-p", name, str(value)]
     return shlex.join([*command, "-y", json.dumps(more)])  # JSON is YAML
+
+
+def _with_estimate(config, data):
+    """Return `config` with a batch that the labeled images of an estimate fill; refuse one that has no estimate."""
+    estimate = config.model_copy(update={"method": "distribution_estimate", "rebalance": ()})
+    try:
+        n_labeled = len(make_split(estimate, data).labeled)
+    except ValueError as error:
+        raise ValueError(f"rebalance='darp' aims at the class counts of the unlabeled images, and they cannot be "
+                         f"estimated: {error}") from None
+    return config.model_copy(update={"batch_size": min(config.batch_size, n_labeled)})
 
 
 def _finished(folder):

@@ -417,8 +417,7 @@ def estimation_split(labels: np.ndarray, split: Split, *, n_classes: int, per_cl
     if n_held_out < per_class:
         raise ValueError(
             f"per_class={per_class} images of each class must be held out, but the rarest class has {n_tail} labeled "
-            f"images (more than {per_class} are needed) and {n_held_out} validation images; raise n_val to at least "
-            f"{per_class * n_classes}"
+            f"images (more than {per_class} are needed) and {n_held_out} validation images"
         )
     held_out, _ = hold_out(labels[split.validation], n_classes, per_class)
     return Split(split.labeled, split.unlabeled, split.validation[held_out])

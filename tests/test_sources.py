@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 import shlex
 import shutil
 
@@ -338,7 +339,7 @@ def test_held_out_images_come_from_the_validation_set_where_the_tail_has_ten_or_
 
 
 def test_a_tail_too_short_without_validation_images_is_refused(dataset, tmp_path):
-    refuses(tiny_config(dataset, **ESTIMATE | {"n_val": 0}), tmp_path / "run", "raise n_val to at least 40")
+    refuses(tiny_config(dataset, **ESTIMATE | {"n_val": 0}), tmp_path / "run", "raise n_val to 40, here and in the run")
 
 
 def test_only_such_a_run_holds_images_out(dataset):
@@ -530,3 +531,38 @@ def test_the_command_of_the_refusal_makes_the_estimate_of_the_same_split(preset,
     assert estimate.method == "distribution_estimate" and estimate.rebalance == ()
     names = {*SAME_SPLIT, "dataset", "resolution"} - {"data_sha256"}
     assert {name: getattr(estimate, name) for name in names} == {name: getattr(config, name) for name in names}
+
+
+def own_images(dataset, every, **changes):
+    """DARP on own images of which every so-manieth is labeled."""
+    return tiny_config(dataset, rebalance="darp", labeled_indices=tuple(range(0, 160, every)), **NATURAL | changes)
+
+
+@pytest.mark.parametrize("made", [lambda data: own_images(data, 3, batch_size=40),
+                                  lambda data: tiny_config(data, **DARP)], ids=["own images", "made split"])
+def test_the_command_of_the_refusal_runs_and_the_refused_run_then_starts(made, dataset, project):
+    """With a smaller batch, where the images held out leave too few labeled ones for it."""
+    config = made(dataset)
+    with pytest.raises(ValueError, match="Estimate them first") as caught:
+        run(config, project / "darp", progress=False)
+    (command,) = re.findall("papermill .*", str(caught.value))
+    parameters = parameters_of(command)
+    estimate = make_config("cpu", **parameters | parameters.pop("settings"), total_steps=1, threads=1)
+    run(estimate, project / "runs" / "estimate", progress=False)
+    file = project / "runs" / "estimate" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"unlabeled_counts": [27.0] * N_CLASSES}))
+    assert run(config, project / "darp", progress=False)["steps"] == config.total_steps
+
+
+@pytest.mark.parametrize(("method", "rebalance"), [("distribution_estimate", ""), ("fixmatch", "darp")])
+def test_own_images_that_are_too_few_for_an_estimate_get_no_command(method, rebalance, dataset, project):
+    """And no n_val, which would come from the same images."""
+    config = own_images(dataset, 4).model_copy(update={"method": method, "rebalance": (rebalance,) * bool(rebalance)})
+    with pytest.raises(ValueError, match="rarest class has 10 labeled images.*; label more of each") as caught:
+        run(config, project / "run", progress=False)
+    assert "papermill" not in str(caught.value) and "n_val" not in str(caught.value)
+
+
+def test_a_made_split_without_room_for_more_validation_images_is_not_told_to_take_them(dataset, project):
+    with pytest.raises(ValueError, match="; no n_val makes up for that: choose n1 > 10 gamma_l"):
+        run(tiny_config(dataset, **DARP | {"n_val": 0, "m1": 28}), project / "run", progress=False)

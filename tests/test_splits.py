@@ -194,7 +194,7 @@ def test_the_estimation_uses_validation_images_when_the_tail_would_be_used_up():
 def test_the_estimation_is_refused_when_neither_set_can_spare_the_images():
     split = long_tailed_split(LABELS, **SPLIT | {"n_val": 0})
     with pytest.raises(
-        ValueError, match="rarest class has 2 labeled images.* and 0 validation images; raise n_val to .*50"
+        ValueError, match="rarest class has 2 labeled images.* and 0 validation images$"
     ):
         estimation_split(LABELS, split, n_classes=5, per_class=10)
     with pytest.raises(ValueError, match="per_class must be >= 1, got 0"):
