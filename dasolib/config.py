@@ -160,7 +160,7 @@ class Config(BaseModel):
             if any(isinstance(each, bool | np.bool_) for each in value):
                 raise ValueError("must be positions, not a mask of True and False: numpy.flatnonzero(mask) gives them")
             value = tuple(map(_whole, value))
-        elif kind in (str, str | None) and value is not None:
+        elif kind is str or kind == str | None and value is not None:
             if not isinstance(value, str):
                 raise ValueError("must be text" + (f"; {DEVICES}" if info.field_name == "device" else ""))
             if has_control_characters(value):

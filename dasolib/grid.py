@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from dasolib.config import PRESETS, Config, make_config
+from dasolib.config import PRESETS, Config, has_control_characters, make_config
 from dasolib.run_folder import resolve
 from dasolib.sources import SAME_NETWORK, SAME_SPLIT
 
@@ -141,7 +141,7 @@ def _grid(content, runs):
         if key not in content:
             raise ValueError(f"{key} is missing")
     name, preset, common, entries = (content.get(key, {}) for key in KEYS)
-    if not isinstance(name, str) or not name or name.startswith(".") or "/" in name:
+    if not isinstance(name, str) or not name or name.startswith(".") or "/" in name or has_control_characters(name):
         raise ValueError(f"name={name!r}: must be the name of a folder under {runs}/")
     if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"preset={preset!r}: choose one of {', '.join(PRESETS)}")

@@ -415,6 +415,7 @@ def test_a_change_wins_over_preset_and_data_set():
         ({"width": 1_000_000}, "width=1000000: .* less than or equal to 100"),
         ({"seed": 2**32}, "seed=4294967296: .* less than 4294967296"),
         ({"device": 0}, "device=0: must be text; choose auto, cpu, cuda, or one of several GPUs as in cuda:0"),
+        ({"device": None}, "device=None: must be text; choose auto"),
         ({"device": "gpu"}, "device='gpu': choose auto, cpu, cuda, or "),
         ({"device": "cuda:99"}, r"device='cuda:99': torch finds \d+ CUDA devices here; choose auto"),
         ({"dataset": "my\nphotos"}, r"dataset='my\\nphotos': must not hold a line break, a NUL or another control"),

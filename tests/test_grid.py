@@ -285,6 +285,7 @@ def anchors(n):
     ("name: a\npreset: cpu", "runs is missing"),
     ("name: a\npreset: gpu\nruns: [{}]", "preset='gpu': choose one of paper, cpu"),
     ("name: a\npreset: [cpu, paper]\nruns: [{}]", r"preset=\['cpu', 'paper'\]: choose one of paper, cpu"),
+    ('name: "a\\nb"\npreset: cpu\nruns: [{}]', r"name='a\\nb': must be the name of a folder under runs/"),
     ("name: a/b\npreset: cpu\nruns: [{}]", "name='a/b': must be the name of a folder under runs/"),
     ("name: a\npreset: cpu\nseeds: 1\nruns: [{}]", "seeds=1: no such key; choose from name, preset, common, runs"),
     ("name: a\npreset: cpu\nruns: {}", "runs={}: must be a list of entries"),
