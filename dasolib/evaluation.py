@@ -214,7 +214,7 @@ def predictions(probs, labels, class_names, *, index, files=None):
     0      7       dog        0.75          cat                      0.5
     """
     names, columns = np.array(class_names), {"index": index} | ({} if files is None else {"file": files})
-    if formulas := [name for name in (*class_names, *(files or ())) if name.startswith(("=", "+", "-", "@", "\t", "\r"))]:
+    if formulas := [name for name in (*class_names, *(files or ())) if name[:1] in {*"=+-@\t\r"}]:
         warnings.warn(f"predictions.csv: a spreadsheet takes {len(formulas)} names for formulas, the first of them "
                       f"{formulas[0]!r}; open it there only with these columns imported as text", stacklevel=2)
     for name, values in {"predicted": probs, "pseudo_label": labels}.items():
