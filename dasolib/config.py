@@ -156,7 +156,7 @@ class Config(BaseModel):
         kind, value = cls.model_fields[info.field_name].annotation, _plain(value)
         if kind in (int, int | None):
             value = _whole(value)
-        elif kind in (tuple[int, ...], tuple[int, ...] | None) and isinstance(value, list | tuple):
+        elif isinstance(value, list | tuple):
             if any(isinstance(each, bool | np.bool_) for each in value):
                 raise ValueError("must be positions, not a mask of True and False: numpy.flatnonzero(mask) gives them")
             value = tuple(map(_whole, value))
