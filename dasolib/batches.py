@@ -204,7 +204,9 @@ class Batches:
         current = self.labeled_counts
         if self.selected is not None:
             current = current + torch.bincount(self.selected["classes"], minlength=len(current))
-        return Population(self.labeled_counts, current, len(self.u), unlabeled_counts, generation)
+        # ReMixMatch's own alignment shares DARP's target; the one put on FixMatch keeps the labeled classes.
+        aligned = unlabeled_counts if self.learner.aligns else None
+        return Population(self.labeled_counts, current, len(self.u), unlabeled_counts, generation, aligned)
 
     def at(self, t):
         """Return the `Batch` of step `t` and the hidden classes (mu * B,) of its unlabeled images, for diagnostics."""

@@ -28,7 +28,6 @@ from dasolib.results import (
     NAMES,
     NOT_COMPARED,
     SETTING,
-    TOLD,
     Run,
     check_same_study,
     field,
@@ -365,8 +364,7 @@ def splits_text(table):
 def notes_text(table):
     """Explain the marks of a `paper_layout`, a line each; empty without any."""
     other = [OTHER_SCALE] if any(map(_is_other_scale, table["scale"])) else []
-    told = [TOLD] if table["is_told_counts"].any() else []
-    return "\n".join([*(f"{mark} {note}" for note, mark in _marks(table).items()), *told, *other])
+    return "\n".join([*(f"{mark} {note}" for note, mark in _marks(table).items()), *other])
 
 
 def paper_layout(table, *, mask=False):
@@ -389,7 +387,7 @@ def paper_layout(table, *, mask=False):
     with_mask = {letters[split] for split, _, _ in _splits_with_runs(table, marks)} if mask else ()
     for cell in table.to_dict("records"):
         letter = letters[_key(cell[name] for name in SETTING)]
-        ours = plus_minus(cell[cell["measure"]], cell[f"{cell['measure']}_std"]) + "†" * cell["is_told_counts"]
+        ours = plus_minus(cell[cell["measure"]], cell[f"{cell['measure']}_std"])
         for title, text in ((_paper_title(cell), _as_printed(cell, marks)), ("ours", ours)):
             columns.setdefault(f"{letter} {title}", {})[cell["row"]] = text
         if letter in with_mask:
@@ -422,7 +420,7 @@ def save_table(table, folder, name):
 def _latex_table(shown, explained):
     caption = ". ".join(text.removesuffix(".") for text in explained if text) + "."
     text = shown.to_latex(index=False, escape=True, position="htbp", caption=_latex(caption))
-    for sign, command in (("±", r"$\pm$"), ("+-", r"$\pm$"), ("°", r"$^\circ$"), ("†", r"$^\dagger$")):
+    for sign, command in (("±", r"$\pm$"), ("+-", r"$\pm$"), ("°", r"$^\circ$")):
         text = text.replace(sign, command)
     return text
 

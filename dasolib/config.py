@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -32,7 +33,11 @@ SCHEMA = 1  # of the run folder; raised when its files change in meaning
 NOT_IDENTITY = ("threads", "device")  # recorded and warned about on resume, but part of neither hash nor comparison
 DEVICES = "choose auto, cpu, cuda, or one of several GPUs as in cuda:0"
 # Fields that older runs of this schema lack, and what they had.
-YOUNGER = {"network": "wrn", "crop": "padded", "compile": False, "crt_balancing": "batches", "skip_unreadable": False}
+YOUNGER = {
+    "network": "wrn", "crop": "padded", "compile": False, "crt_balancing": "batches", "skip_unreadable": False,
+    "unlabeled_counts": None,
+}
+LABEL_FREQUENCY = "label_frequency"  # a value of `unlabeled_counts`
 
 
 class Config(BaseModel):
@@ -112,6 +117,8 @@ class Config(BaseModel):
     # Re-balancing on pseudo-labels
     alignment_window: int = Field(ge=1)  # batches whose mean prediction is aligned
     alignment_temperature: float = Field(ge=0)  # exponent of the target distribution; 0 is the uniform one
+    # Class distribution that DARP aims at: of the labeled images, one number for each class, or None for an estimate.
+    unlabeled_counts: Literal[LABEL_FREQUENCY] | tuple[float, ...] | None
     darp_warmup_steps: int = Field(ge=0)  # before them pseudo-labels stay as they are
     darp_period: int = Field(ge=1)  # steps from one refinement of all pseudo-labels to the next
     darp_alpha: float = Field(gt=0)  # class k keeps its alpha * target_k surest images
@@ -183,6 +190,19 @@ class Config(BaseModel):
             raise ValueError("a WideResNet has depth 6 n + 4: 10, 16, 22, 28, ...")
         return value
 
+    @field_validator("unlabeled_counts", mode="before")
+    @classmethod
+    def _distribution(cls, value):
+        if value is None or isinstance(value, str) and value == LABEL_FREQUENCY:
+            return value
+        try:
+            counts = TypeAdapter(tuple[float, ...]).validate_python(value)
+        except ValidationError:
+            counts = ()
+        if len(counts) < 2 or min(counts) < 0 or not 0 < sum(counts) < math.inf:
+            raise ValueError(f"choose {LABEL_FREQUENCY}, None, or a number >= 0 for each class, not all of them 0")
+        return counts
+
     @model_validator(mode="after")
     def _fields_agree(self):
         check_combination(self.method, self.rebalance)
@@ -240,11 +260,6 @@ class Config(BaseModel):
         """Steps of a generation; without CReST those of the run."""
         return self.total_steps // self.generations
 
-    @property
-    def counts_hidden_labels(self):
-        """Whether the unlabeled classes are as imbalanced as the labeled ones: then DARP is told their counts."""
-        return self.unlabeled == "equal" and self.gamma_l == self.gamma_u
-
     def parts(self):
         """Names of the re-balancing methods that act, in table order: `rebalance`, and ReMixMatch's own alignment."""
         own = LEARNERS[self.method].aligns and self.alignment and not self._has_alignment()
@@ -261,11 +276,12 @@ class Config(BaseModel):
         """Return the settings that change nothing in this run, by name, with the reason."""
         learner = LEARNERS[self.method]
         own = {"alignment"} if learner.aligns and not self._has_alignment() else set()
-        own |= {"source"} if self.needs("source") or self.needs("unlabeled_counts") else set()
+        own |= {"source"} if self.needs("source") else set()
+        own |= {"source", "unlabeled_counts"} if self.needs("unlabeled_counts") else set()
         used = {*learner.settings, *learner.draw_settings, *own}
         used |= {name for part in self.parts() for name in REBALANCERS[part].settings}
         specific = {name for line in (*LEARNERS.values(), *REBALANCERS.values()) for name in line.settings}
-        specific |= {"mixup_alpha", "alignment", "source"}
+        specific |= {"mixup_alpha", "alignment", "source", "unlabeled_counts"}
         combination = " + ".join((self.method, *self.rebalance))
         unused = {name: f"{combination} has no such setting" for name in specific - used}
         unused |= {name: reason for name, reason in learner.no_effect.items() if name in used}
@@ -281,8 +297,8 @@ class Config(BaseModel):
             unused["cosine_ratio"] = f"schedule={self.schedule!r} has no such ratio"
         if self.warmup_steps == 0:
             unused |= dict.fromkeys(("warmup_factor", "warmup_shape"), "there is no warm-up")
-        if self.needs("unlabeled_counts") and self.counts_hidden_labels:
-            unused["source"] = "the unlabeled classes are as imbalanced as the labeled ones: their hidden labels count"
+        if self.needs("unlabeled_counts") and self.unlabeled_counts is not None:
+            unused["source"] = f"with unlabeled_counts={self.unlabeled_counts!r} no estimate is read"
         if "crt" in self.rebalance and self.crt_balancing == "batches":
             unused |= dict.fromkeys(("cb_beta", "reweight_warmup_steps"), "crt_balancing='batches' weighs no loss")
         if self.fixed_blend is not None:
@@ -362,6 +378,17 @@ SEMI_AVES_LABELED, SEMI_AVES_EPOCHS = 5959, 90
 PRESETS = {"paper": 250_000, "cpu": 10_000}  # steps of a run
 
 
+def same_distribution(unlabeled, gamma_l, gamma_u):
+    """Whether labeled and unlabeled classes are made equally imbalanced, in the same order; shares may still differ.
+
+    Examples
+    --------
+    >>> same_distribution("equal", 100, 100), same_distribution("reversed", 100, 100)
+    (True, False)
+    """
+    return unlabeled == "equal" and gamma_l == gamma_u or unlabeled == "uniform" and gamma_l == 1
+
+
 def paper_dist_temperature(dataset, unlabeled, gamma_l, gamma_u):
     """T_dist as the paper sets it: 1.5 for CIFAR10-LT with gamma_u = gamma_l, .5 for Semi-Aves, .3 everywhere else.
 
@@ -372,7 +399,19 @@ def paper_dist_temperature(dataset, unlabeled, gamma_l, gamma_u):
     """
     if dataset in SEMI_AVES:
         return 0.5
-    return 1.5 if dataset == "cifar10" and unlabeled == "equal" and gamma_l == gamma_u else 0.3
+    return 1.5 if dataset == "cifar10" and same_distribution(unlabeled, gamma_l, gamma_u) else 0.3
+
+
+def paper_unlabeled_counts(dataset, unlabeled, gamma_l, gamma_u):
+    """Return what DARP aims at as published: the label frequency on Semi-Aves and for equal imbalance, else None.
+
+    Examples
+    --------
+    >>> paper_unlabeled_counts("cifar10", "equal", 100, 100), paper_unlabeled_counts("stl10", "unknown", 10, None)
+    ('label_frequency', None)
+    """
+    natural = dataset in SEMI_AVES and gamma_l is None
+    return LABEL_FREQUENCY if natural or same_distribution(unlabeled, gamma_l, gamma_u) else None
 
 
 def paper_alignment(dataset, rebalance):
@@ -409,7 +448,7 @@ def paper_settings(dataset, method, rebalance, total_steps):
     -------
     dict
     """
-    supervised = not LEARNERS[method].views
+    supervised = not LEARNERS[method].views and not LEARNERS[method].estimates  # published estimates were made so
     return {
         "resolution": None, "n1": None, "m1": None, "gamma_l": None, "n_val": 0, "labeled_indices": None,
         "skip_unreadable": False,
@@ -588,9 +627,9 @@ def make_config(preset="cpu", *, dataset, method, rebalance=(), seed=0, total_st
     settings |= given
     if "gamma_u" not in settings:
         settings["gamma_u"] = {"uniform": 1.0, "unknown": None}.get(settings["unlabeled"], settings["gamma_l"])
-    if "dist_temperature" not in settings:
-        relevant = (settings["unlabeled"], settings["gamma_l"], settings["gamma_u"])
-        settings["dist_temperature"] = paper_dist_temperature(name, *relevant)
+    relevant = (settings["unlabeled"], settings["gamma_l"], settings["gamma_u"])
+    settings = {"dist_temperature": paper_dist_temperature(name, *relevant),
+                "unlabeled_counts": paper_unlabeled_counts(name, *relevant)} | settings
     if "ramp_steps" not in settings:
         settings["ramp_steps"] = RAMP_SHARE.get(method, 1.0) * total_steps / n_generations
     threads = threads if threads is not None else available_cores()

@@ -170,16 +170,18 @@ def estimate_counts(net, batches, test):
     ----------
     net : dasolib.models.Network
     batches : dasolib.batches.Batches
-        With held-out images.
+        With held-out images. Unlabeled images beyond the last whole batch are not counted, as published; where there
+        is none, all are.
     test : TestSet
 
     Returns
     -------
     dict
-        ``unlabeled_estimate``: K numbers that sum to U, or None for an estimate that is not accepted.
+        ``unlabeled_estimate``: K numbers that sum to the images counted, or None for an estimate that is not accepted.
     """
     images, target = batches.held_out
-    held_out, unlabeled = (predict(net, part, test.normalize)[1].softmax(dim=-1) for part in (images, batches.u))
+    whole = batches.u[:len(batches.u) // batches.config.batch_size * batches.config.batch_size or None]
+    held_out, unlabeled = (predict(net, part, test.normalize)[1].softmax(dim=-1) for part in (images, whole))
     estimate = estimate_unlabeled_counts(held_out.cpu(), target.cpu(), unlabeled.cpu())
     return {"unlabeled_estimate": estimate.counts.tolist() if estimate.accepted else None}
 

@@ -226,9 +226,10 @@ def _run(preset, settings, study, named):
     source = settings.get("source")
     config = make_config(preset, threads=1, **settings)
     after = None
-    if config.needs("unlabeled_counts") and not config.counts_hidden_labels and source is None:
+    if config.needs("unlabeled_counts") and config.unlabeled_counts is None and source is None:
         raise ValueError(f"rebalance='darp' with unlabeled={config.unlabeled!r} aims at estimated class counts: add an "
-                         "entry of method distribution_estimate above, give it a name, and name it as source")
+                         "entry of method distribution_estimate above, give it a name, and name it as source; or give "
+                         "unlabeled_counts")
     if source in named:
         after = _source_run(config, source, named[source])
         config = config.model_copy(update={"source": str(study / after.name)})

@@ -30,8 +30,6 @@ NOT_COMPARED = ("seed", "threads", "source", "taken", "channels_last", "compile"
 STUDY = ("runs/paper", "runs/cpu_study", "runs/uniform")
 SETTING = ("dataset", "unlabeled", "gamma_l", "gamma_u", "n1", "m1")  # what makes a column of the paper's tables
 SIZE = ("network", "depth", "width", "batch_size", "total_steps")  # runs that differ in it are of another scale
-TOLD = ("†: DARP was told the true class counts of the unlabeled images, as in the published code where these are as\n"
-        "imbalanced as the labeled ones; no other method knows them.")
 MASK = ("mask: share of the pseudo-labels that were learned from, in %, mean over the last 20 evaluations and seeds;\n"
         "near 0 a run is all but supervised. -: none are made.")
 BEST = "*best: best evaluation of a run, chosen on the test set: shown beside the number, never used to choose."
@@ -67,12 +65,6 @@ class Run:
     def name(self):
         """Of the folder."""
         return self.folder.name
-
-    @property
-    def is_told_counts(self):
-        """Whether hidden labels were counted for it."""
-        return "darp" in self.config["rebalance"] and self.config["unlabeled"] == "equal" and (
-            self.config["gamma_l"] == self.config["gamma_u"])
 
     @property
     def mask_rate(self):
@@ -324,8 +316,8 @@ def results_table(runs, *, by=("dataset", "unlabeled", "method"), expected=()):
         standard deviation (NaN for one seed), and ``accuracy_best``, the mean of the best evaluation of each run, which
         is chosen on the test set and therefore only shown; the same three as ``adjusted...`` for logit adjustment at
         test time; ``mask_rate``, the mean of `Run.mask_rate`; ``minutes`` of training, a mean; ``seeds``, the number of
-        finished runs; ``missing``, a text naming unfinished and absent ones; ``is_told_counts``, whether hidden labels
-        were counted for the runs. Accuracies are in [0, 1], and NaN for a group with no finished run.
+        finished runs; ``missing``, a text naming unfinished and absent ones. Accuracies are in [0, 1], and NaN for a
+        group with no finished run.
 
     Raises
     ------
@@ -365,7 +357,7 @@ def format_table(table):
         f"\nacc.: test accuracy in %, median of the last {LAST} evaluations of a run; mean over seeds, ± sample std."
         f"\n+LA: with logit adjustment at test time. minutes: of training and evaluation, mean over seeds.\n"
         f"{MASK}\n{BEST}"
-    ) + (f"\n{TOLD}" if table["is_told_counts"].any() else "")
+    )
 
 
 def validation_table(runs, *, by):
@@ -795,7 +787,7 @@ def group_summary(runs, seeds):
     missing = [_state(seed, run) for seed, run in sorted(by_seed.items()) if run is None or run.result is None]
     row["mask_rate"] = _mean(np.array([run.mask_rate for run in finished]))
     return row | {"minutes": _mean(np.array([result["seconds"] / 60 for result in done])), "seeds": len(done),
-                  "missing": ", ".join(missing), "is_told_counts": any(run.is_told_counts for run in finished)}
+                  "missing": ", ".join(missing)}
 
 
 def _over_runs(name, values):
@@ -804,9 +796,8 @@ def _over_runs(name, values):
 
 
 def with_spread(table, name):
-    """Texts of a column in percent, with sample standard deviations from ``<name>_std``, and marks as `TOLD` says."""
-    return [plus_minus(mean, std) + "†" * told
-            for mean, std, told in zip(table[name], table[f"{name}_std"], table["is_told_counts"], strict=True)]
+    """Texts of a column in percent, with sample standard deviations from ``<name>_std``."""
+    return [plus_minus(mean, std) for mean, std in zip(table[name], table[f"{name}_std"], strict=True)]
 
 
 def _state(seed, run):

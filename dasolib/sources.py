@@ -12,7 +12,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from dasolib.batches import make_split
-from dasolib.config import YOUNGER
+from dasolib.config import LABEL_FREQUENCY, YOUNGER
 from dasolib.models import build_network
 from dasolib.run_files import DamagedError, read_checked, read_config, read_result
 from dasolib.run_folder import project_root, resolve
@@ -31,10 +31,10 @@ class TrainedNetwork(NamedTuple):
 
 
 class UnlabeledCounts(NamedTuple):
-    """How many unlabeled images each class has, as far as a run is told."""
+    """How many unlabeled images each class should get."""
 
-    counts: Tensor  # (K,) float64
-    record: list  # the same numbers, for config.json
+    counts: Tensor  # (K,) float64, which sum to U
+    record: list | None  # the estimate they come from, for config.json; None where data and settings say them
 
 
 def trained_network(config, data):
@@ -95,31 +95,43 @@ def _differences(weights, expected):
     return found
 
 
-def unlabeled_counts(config, data, hidden):
+def unlabeled_counts(config, data, labeled_counts, n_unlabeled):
     """Class counts of the unlabeled images that a run aims at; None for a run that aims at none.
 
-    Where the unlabeled classes are imbalanced like the labeled ones, the hidden labels are counted, as published.
-    Otherwise a finished run of ``method="distribution_estimate"`` on the same split has the numbers: the one that
-    ``source`` names, or else the one under ``runs/``.
+    ``unlabeled_counts`` gives them up to a factor: the labeled images' or its own numbers. Where it is None, a finished
+    run of ``method="distribution_estimate"`` on the same split has them: the one that ``source`` names, or else the one
+    under ``runs/``.
 
     Parameters
     ----------
     config : dasolib.config.Config
     data : dasolib.data.ImageData
-    hidden : Tensor of shape (U,)
-        Classes of the unlabeled images.
+    labeled_counts : Tensor of shape (K,)
+    n_unlabeled : int
+        U.
 
     Raises
     ------
     ValueError
-        If there is no such run, several disagree, one holds anything else than a finite count >= 0 for each class, or
-        none of its estimates was accepted.
+        If not as many numbers are given as there are classes, or there is no such run, several disagree, one holds
+        anything else than a finite count >= 0 for each class, or none of its estimates was accepted.
     """
     if not config.needs("unlabeled_counts"):
         return None
-    if config.counts_hidden_labels:
-        counts = torch.bincount(hidden.cpu(), minlength=data.n_classes).tolist()
-        return UnlabeledCounts(torch.tensor(counts, dtype=torch.float64), counts)
+    estimate = None
+    if config.unlabeled_counts is None:
+        counts = estimate = _estimated_counts(config, data)
+    elif config.unlabeled_counts == LABEL_FREQUENCY:
+        counts = labeled_counts.tolist()
+    elif len(counts := config.unlabeled_counts) != data.n_classes:
+        raise ValueError(f"unlabeled_counts={counts}: {len(counts)} numbers, and dataset={config.dataset!r} has "
+                         f"{data.n_classes} classes; give one for each")
+    counts = torch.tensor(counts, dtype=torch.float64)
+    return UnlabeledCounts(counts * n_unlabeled / counts.sum(), estimate)
+
+
+def _estimated_counts(config, data):
+    """Return the counts that a finished run of ``distribution_estimate`` ends with."""
     if config.source is not None:
         folder = resolve(config.source)
         record = _finished(folder)
@@ -132,9 +144,10 @@ def unlabeled_counts(config, data, hidden):
         found = {folder: _estimate(folder, data.n_classes) for folder in _estimate_runs(config, data)}
     if not found:
         config = _with_estimate(config, data)
-        raise ValueError(f"rebalance='darp' aims at the class counts of the unlabeled images, and "
-                         f"unlabeled={config.unlabeled!r} does not tell them. Estimate them first:\n"
-                         f"    {estimate_command(config)}\nor name the folder of such a run as source")
+        raise ValueError("rebalance='darp' aims at the class counts of the unlabeled images, and "
+                         "unlabeled_counts=None leaves them to an estimate. Estimate them first:\n"
+                         f"    {estimate_command(config)}\nor name the folder of such a run as source, or give "
+                         "unlabeled_counts")
     found = {folder: counts for folder, counts in found.items() if counts is not None} or found
     if len({json.dumps(counts) for counts in found.values()}) > 1:
         names = ", ".join(str(folder) for folder in found)
@@ -143,7 +156,7 @@ def unlabeled_counts(config, data, hidden):
     if counts is None:
         raise ValueError(f"source={str(folder)!r}: none of its estimates was accepted (each has a negative count, or "
                          "a confusion matrix that cannot be undone), so DARP cannot aim at it; a longer run may help")
-    return UnlabeledCounts(torch.tensor(counts, dtype=torch.float64), counts)
+    return counts
 
 
 def estimate_command(config):

@@ -94,8 +94,9 @@ def run(config, run_dir=None, *, progress=True, resident=None):
     batches = Batches(config, data, split, normalize, device, resident=resident)
     test = TestSet(data, config, batches.prior, normalize, device if resident else torch.device("cpu"))
     start_from = trained_network(config, data)
-    aim = unlabeled_counts(config, data, batches.u_target)
-    taken = {name: value.record for name, value in (("source", start_from), ("unlabeled_counts", aim)) if value}
+    aim = unlabeled_counts(config, data, batches.labeled_counts, len(batches.u))
+    taken = {name: value.record for name, value in (("source", start_from), ("unlabeled_counts", aim))
+             if value and value.record}
     run_dir = resolve(run_dir or f"runs/{config.run_name()}")
     say = tqdm.write if progress else lambda text: None
 

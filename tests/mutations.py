@@ -38,6 +38,8 @@ from dasolib.train import Training
 from tests import replay_config
 
 ALIGNMENT = {"temperature": 0.7, "buffer_batches": 3, "eps": 1e-6}
+DARP = {"warmup_steps": 1, "period": 2, "alpha": 1.5, "iterations": 10, "newton_max_iterations": 30,
+        "newton_tolerance": 0.1, "target_counts": [4.0, 5.5, 8.0, 11.0, 14.0, 18.0, 23.0, 30.0, 40.0, 5.5]}
 
 
 def drop_some_unlabeled(z):
@@ -64,6 +66,10 @@ RECORDINGS = {
     "remixmatch_daso": ("remixmatch_daso", {}, None),
     "remixmatch_da": ("remixmatch_daso", {"rebalancers": ["distribution_alignment"], "daso": None,
                                           "distribution_alignment": ALIGNMENT}, None),
+    "remixmatch_darp": ("remixmatch_daso", {
+        "rebalancers": ["darp", "distribution_alignment"], "daso": None, "distribution_alignment": ALIGNMENT,
+        "darp": DARP,
+    }, None),
     "pseudo_label": ("pseudo_label", {}, None),
     "usadtm": ("usadtm", {"usadtm": {  # a threshold at which both criteria reject some
         "pretrain_steps": 2, "similarity_threshold": 0.8, "mutual_information_weight": 0.1,
@@ -253,10 +259,14 @@ def sharpening_after_blending(patch):
     patch.setattr(Rebalance, "refine", refine)
 
 
-def alignment_with_the_labeled_classes_under_darp(patch):
-    def build(population, feat_dim, alignment_temperature, alignment_window):
-        return DistributionAlignment(population.labeled, temperature=alignment_temperature, window=alignment_window)
-    replace_part(patch, "distribution_alignment", build)
+def alignment_with(name):
+    """Let `name` of the population be what alignment aims at, whatever the base learner."""
+    def mutate(patch):
+        ours = REBALANCERS["distribution_alignment"].build
+        replace_part(patch, "distribution_alignment", lambda population, feat_dim, **settings: ours(
+            population._replace(aligned=getattr(population, name)), feat_dim, **settings))
+    mutate.__name__ = f"alignment_with_{name}_under_darp"
+    return mutate
 
 
 def replace_part(patch, name, build):
@@ -574,7 +584,7 @@ MUTATIONS = {
         darp_that_counts_steps_from_0: "step1/out/soft_pseudo_label",
         darp_that_stores_nothing_in_its_warm_up: "step1/out/soft_pseudo_label",
         darp_that_refines_in_every_step: "step2/out/soft_pseudo_label",
-        alignment_with_the_labeled_classes_under_darp: "step0/out/alignment_output",
+        alignment_with("unlabeled"): "step0/out/alignment_output",
     },
     "fixmatch_crest_plus_la": {
         window_that_starts_afresh: "step2/out/alignment_running_mean",
@@ -622,6 +632,7 @@ MUTATIONS = {
         alignment_after_sharpening: "step0/out/soft_pseudo_label",
         alignment_without_the_current_batch: "step0/out/soft_pseudo_label",
     },
+    "remixmatch_darp": {alignment_with("labeled"): "step0/out/alignment_output"},
     "pseudo_label": {without_ramp(pseudo_label): "step0/out/unlabeled_loss"},
     "usadtm": {
         prototypes_of_the_average: "step0/out/prototypes",

@@ -48,7 +48,8 @@ class RecordedImages:
 
     population = Batches.population
 
-    def __init__(self, z, recorded):
+    def __init__(self, z, recorded, learner):
+        self.learner = learner
         self.labeled_counts = torch.tensor(recorded["labeled_class_counts"])
         n_unlabeled = int(z.get("unlabeled_dataset_size", 0))
         self.u = tensor(z["unlabeled_set/x"]) if "unlabeled_set/x" in z else torch.empty(n_unlabeled)
@@ -63,8 +64,8 @@ def replay_trajectory(z, folder):
     """Train the recorded steps and return every output under its recorded name, as arrays or named tensors."""
     recorded = json.loads(str(z["config"]))
     config = replay_config.config_of(recorded)
-    images = RecordedImages(z, recorded)
-    aim = SimpleNamespace(counts=tensor(recorded["darp"]["target_counts"])) if recorded.get("darp") else None
+    images = RecordedImages(z, recorded, LEARNERS[config.method])
+    aim = SimpleNamespace(counts=tensor(config.unlabeled_counts)) if config.needs("unlabeled_counts") else None
     new_training = functools.partial(Training, config, in_channels=3, device=torch.device("cpu"))
     training = new_training(images.population(aim and aim.counts, 0))
     load_weights(training, z, "init/", folder, recorded["initial_weights"])

@@ -118,15 +118,6 @@ def test_the_papers_layout_has_mask_rates_where_there_are_runs(tmp_path):
     assert layout["b mask"].value_counts().to_dict() == {"-": len(layout) - 1, "25.0": 1}
 
 
-def test_darp_that_was_told_hidden_counts_is_marked_in_text_and_latex(tmp_path):
-    table = compare(TABLE, [paper_run(tmp_path / "runs", rebalance="darp"), paper_run(tmp_path / "runs")])
-    text = format_comparison(table)
-    assert text.count("65.0†") == 3 and text.count("†: DARP was told the true class counts") == 1  # layout, acc., +LA
-    save_table(table, str(tmp_path), "table")
-    assert r"65.0$^\dagger$" in (tmp_path / "table.tex").read_text()
-    assert "†" not in format_comparison(compare(TABLE, [paper_run(tmp_path / "plain")]))
-
-
 def test_a_large_network_trained_otherwise_is_not_at_full_scale(tmp_path):
     table = compare(TABLE, [paper_run(tmp_path, preset="paper", lr=0.01)])
     assert table["scale"].unique().tolist()[0].startswith("Other settings than the paper (lr = 0.01): WRN-28-2, ")

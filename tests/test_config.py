@@ -125,9 +125,9 @@ def test_every_learner_with_unlabeled_images_is_in_the_table():
     assert set(PUBLISHED_LEARNERS) == {name for name, learner in LEARNERS.items() if learner.views}
 
 
-def test_the_estimate_is_trained_like_any_supervised_run():
+def test_the_estimate_is_trained_at_the_constant_rate_of_semi_supervised_runs():
     made = config(method="distribution_estimate", rebalance="")
-    assert {name: getattr(made, name) for name in SUPERVISED} == SUPERVISED
+    assert values(made, "lr", "schedule", "warmup_steps", "milestones") == (0.03, "constant", 0, ())
     assert made.total_steps == 250_000
 
 
@@ -363,10 +363,35 @@ def test_milestones_may_lie_beyond_the_end_of_a_generation_or_run_but_not_before
         config("cpu", **changes, milestones=(19, -1))
 
 
-def test_a_source_is_refused_where_darp_counts_the_hidden_labels():
-    with pytest.raises(ValueError, match="source='x' would change nothing: .* hidden labels count"):
-        config("cpu", rebalance="darp", unlabeled="equal", source="x")
+@pytest.mark.parametrize(("changes", "want"), [
+    ({"unlabeled": "equal"}, "label_frequency"),
+    ({"unlabeled": "equal", "gamma_l": 150.0}, "label_frequency"),
+    ({"unlabeled": "equal", "gamma_u": 50.0}, None),
+    ({"unlabeled": "reversed"}, None),
+    ({"unlabeled": "uniform"}, None),
+    ({"unlabeled": "uniform", "gamma_l": 1.0}, "label_frequency"),
+    ({"dataset": "stl10"}, None),
+    ({"dataset": "semi_aves"}, "label_frequency"),
+    ({"dataset": "semi_aves_unknown"}, "label_frequency"),
+    ({"dataset": "birds"}, None),
+], ids=str)
+def test_darp_aims_at_the_label_frequency_where_the_imbalance_is_the_same_and_on_semi_aves(changes, want):
+    assert config(rebalance="darp", **changes).unlabeled_counts == want
+
+
+@pytest.mark.parametrize("unlabeled_counts", ["label_frequency", (3, 1.5)], ids=str)
+def test_a_source_is_refused_where_darp_reads_no_estimate(unlabeled_counts):
+    with pytest.raises(ValueError, match="source='x' would change nothing: with unlabeled_counts=.* no estimate"):
+        config("cpu", rebalance="darp", unlabeled_counts=unlabeled_counts, source="x")
     assert config("cpu", rebalance="darp", unlabeled="reversed", source="x").source == "x"
+    assert config("cpu", rebalance="darp", unlabeled_counts=None, source="x").source == "x"
+
+
+@pytest.mark.parametrize("wrong", ["hidden", 7, (), (3,), (1, -1), (0, 0), (1, float("nan")), (1, float("inf")),
+                                   ("a", 1)], ids=str)
+def test_class_counts_that_darp_cannot_aim_at_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"^unlabeled_counts=.*: choose label_frequency, None, or a number [^\n]*$"):
+        config(rebalance="darp", unlabeled_counts=wrong)
 
 
 def test_shares_of_the_run_follow_its_length():
@@ -587,6 +612,7 @@ def another(name, value):
         "train_resolution": 16, "fixed_blend": 0.5, "eval_images": 77, "reweight_warmup_steps": 12,
         "warmup_steps": 11, "pretrain_steps": 6000, "total_steps": 240_000, "n_generations": 4, "ramp_shape": "exp",
         "source": "runs/other", "network": "resnet34", "crop": "resized", "crt_balancing": "batches",
+        "unlabeled_counts": (2.0, 1.0),
     }
     if name in special:
         return special[name]
@@ -673,7 +699,7 @@ def test_a_field_that_older_runs_lack_leaves_their_names_as_they_were():
     assert batches.run_name() == "mnist5k-supervised-crt-s0-912d3df8"
     assert not set(YOUNGER) & {*made.identity(), *batches.identity()}
     weights = make_config("cpu", dataset="mnist5k", **crt)
-    assert set(YOUNGER) <= {*aves(compile=True, skip_unreadable=True).identity(), *weights.identity()}
+    assert set(YOUNGER) <= {*aves(compile=True, skip_unreadable=True, rebalance="darp").identity(), *weights.identity()}
 
 
 def test_naming_a_value_that_the_preset_has_makes_no_other_run():

@@ -145,8 +145,18 @@ def flat_images(rows):
     ([[200, 0], [200, 0]], None),
 ])
 def test_an_estimate_that_is_not_accepted_leaves_no_numbers(held_out, estimate):
+    assert_estimate(held_out, 4, estimate)
+
+
+@pytest.mark.parametrize(("batch_size", "estimate"), [(8, [3.0, 5.0]), (3, [3.0, 3.0]), (9, [3.0, 5.0])])
+def test_an_estimate_leaves_out_the_last_incomplete_batch_unless_it_is_the_only_one(batch_size, estimate):
+    assert_estimate([[200, 0], [0, 200]], batch_size, estimate)
+
+
+def assert_estimate(held_out, batch_size, estimate):
     batches = SimpleNamespace(held_out=(flat_images(held_out), torch.tensor([0, 1])),
-                              u=flat_images([[200, 0]] * 3 + [[0, 200]] * 5))
+                              u=flat_images([[200, 0]] * 3 + [[0, 200]] * 5),
+                              config=SimpleNamespace(batch_size=batch_size))
     got = estimate_counts(PixelsAsLogits(), batches, SimpleNamespace(normalize=torch.Tensor.float))
     assert got == {"unlabeled_estimate": estimate and pytest.approx(estimate)}
 

@@ -76,7 +76,9 @@ def tiny_config(method, rebalance=(), **changes):
 def population(config, counts=COUNTS, generation=0):
     """What a run of `config` knows of its images: the unlabeled class counts only if a method aims at them."""
     asked = any("unlabeled_counts" in REBALANCERS[name].needs for name in config.parts())
-    return Population(counts, counts, N_UNLABELED, UNLABELED_COUNTS if asked else None, generation)
+    target = UNLABELED_COUNTS if asked else None
+    aligned = target if LEARNERS[config.method].aligns else None
+    return Population(counts, counts, N_UNLABELED, target, generation, aligned)
 
 
 def new_training(config, device="cpu", **settings):

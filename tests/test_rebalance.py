@@ -508,10 +508,11 @@ def test_alignment_over_many_batches_brings_the_mean_near_the_target():
     assert (aligned.mean(dim=0) - target).abs().max() < (torch.cat(rows).mean(dim=0) - target).abs().max() / 3
 
 
-def test_alignment_aims_at_the_counts_that_darp_aims_at():
-    """Else at the labeled ones."""
-    for names, counts in (("distribution_alignment", COUNTS), ("distribution_alignment,darp", UNLABELED_COUNTS)):
-        config = tiny_config("fixmatch", names)
+def test_alignment_aims_at_the_labeled_classes_but_on_remixmatch_at_the_counts_that_darp_aims_at():
+    for method, names, counts in (("fixmatch", "distribution_alignment", COUNTS), ("remixmatch", "", COUNTS),
+                                  ("fixmatch", "distribution_alignment,darp", COUNTS),
+                                  ("remixmatch", "darp", UNLABELED_COUNTS)):
+        config = tiny_config(method, names)
         part = build_rebalance(config, population(config), 64).parts["distribution_alignment"]
         torch.testing.assert_close(part.target, (counts / counts.sum()).float())
 

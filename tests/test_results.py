@@ -373,19 +373,6 @@ def test_the_printed_table_is_in_percent_and_says_what_its_columns_are(tmp_path)
     assert any("never used to choose" in note for note in notes)
 
 
-def test_a_table_marks_darp_where_it_was_told_hidden_counts(tmp_path):
-    def shown(*runs):
-        return format_table(results_table([make_run(tmp_path / f"{i}", **settings) for i, settings in enumerate(runs)]))
-
-    told, other = {"rebalance": "darp", "unlabeled": "equal"}, {"rebalance": "darp", "unlabeled": "reversed"}
-    text = shown(told, other, {"unlabeled": "equal"}, {"rebalance": "darp", "unlabeled": "equal", "gamma_u": 2.0,
-                                                       "dataset": "other", "gamma_l": 4.0})
-    assert [line.split()[1] for line in text.splitlines() if "65.0†" in line] == ["equal"] and text.count("65.0†") == 2
-    assert text.splitlines()[-2].startswith("†: DARP was told the true class counts")
-    (tmp_path / "more").mkdir()
-    assert "†" not in format_table(results_table([make_run(tmp_path / "more", **other)]))
-
-
 def test_bias_per_class_and_per_group_is_as_worked_by_hand(tmp_path):
     table = bias_table([make_run(tmp_path)]).set_index("part")
     np.testing.assert_allclose(table.loc[[0, 1, 2, 3], "recall"].astype(float), [0.8, 0.5, 0.5, 0.4])

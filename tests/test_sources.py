@@ -366,26 +366,41 @@ def with_estimate(finished, project):
 
 
 def aim_of(dataset, **changes):
-    config = tiny_config(dataset, **DARP | changes)
-    return unlabeled_counts(config, load_data(dataset), make_training(config, load_data(dataset))[1].u_target)
+    config, data = tiny_config(dataset, **DARP | changes), load_data(dataset)
+    batches = make_training(config, data)[1]
+    return unlabeled_counts(config, data, batches.labeled_counts, len(batches.u))
 
 
-def test_darp_counts_the_hidden_classes_where_they_are_imbalanced_like_the_labeled(dataset, with_estimate):
-    """Then no estimate is read, though there may be one."""
+def test_darp_aims_at_the_label_frequency_where_labeled_and_unlabeled_are_made_alike(dataset, with_estimate):
+    """Not at the true counts 24, 15, 9, 6, whose integer parts have other shares; no estimate is read."""
     aim = aim_of(dataset, unlabeled="equal", m1=24, n_val=0)
-    assert aim.counts.tolist() == aim.record == [24, 15, 9, 6] and aim.counts.dtype == torch.float64
+    assert aim.counts.tolist() == pytest.approx([54 * n / 26 for n in (12, 7, 4, 3)]) and aim.record is None
+    assert aim.counts.dtype == torch.float64
+
+
+@pytest.mark.parametrize("unlabeled", ["equal", "reversed"])
+def test_given_counts_are_scaled_to_the_unlabeled_images_wherever_the_target_would_come_from(unlabeled, dataset,
+                                                                                             with_estimate):
+    """A published estimate can be named for all seeds."""
+    aim = aim_of(dataset, unlabeled=unlabeled, m1=24, n_val=0, unlabeled_counts=(4, 2, 2, 1))
+    assert aim.counts.tolist() == pytest.approx([24, 12, 12, 6]) and aim.record is None
+
+
+def test_as_many_counts_as_classes_must_be_given(dataset, project):
+    with pytest.raises(ValueError, match=r"unlabeled_counts=\(4.0, 2.0\): 2 numbers, and dataset=.* has 4 classes"):
+        aim_of(dataset, unlabeled_counts=(4, 2))
 
 
 @pytest.mark.parametrize("changes", [{"unlabeled": "reversed"}, {"unlabeled": "uniform"},
                                      {"unlabeled": "equal", "gamma_u": 2.0}], ids=str)
-def test_darp_does_not_look_at_hidden_classes_of_another_distribution(changes, dataset, project):
-    with pytest.raises(ValueError, match=r"unlabeled='\w+' does not tell them. Estimate them first:\n    papermill"):
+def test_darp_asks_for_an_estimate_of_another_distribution(changes, dataset, project):
+    with pytest.raises(ValueError, match=r"unlabeled_counts=None leaves .* Estimate them first:\n    papermill"):
         aim_of(dataset, **changes)
 
 
-def test_a_run_that_aims_at_nothing_is_told_nothing(dataset, project):
+def test_a_run_that_aims_at_nothing_takes_nothing(dataset, project):
     config = tiny_config(dataset, rebalance="distribution_alignment")
-    assert unlabeled_counts(config, load_data(dataset), torch.zeros(5, dtype=torch.int64)) is None
+    assert unlabeled_counts(config, load_data(dataset), torch.ones(N_CLASSES), 5) is None
     assert trained_network(config, load_data(dataset)) is None
 
 
@@ -393,7 +408,7 @@ def test_a_run_that_aims_at_nothing_is_told_nothing(dataset, project):
 def test_darp_takes_the_estimate_of_its_split(source, dataset, with_estimate, finished):
     aim = aim_of(dataset, **source)
     expected = json.loads((finished(**ESTIMATE) / "result.json").read_text())["unlabeled_counts"]
-    assert aim.record == aim.counts.tolist() == expected
+    assert aim.record == expected and aim.counts.tolist() == pytest.approx(expected)
 
 
 def test_a_darp_run_aims_at_the_estimate_and_records_it(dataset, with_estimate, tmp_path):

@@ -47,7 +47,7 @@ class Rebalancer:
 # What a line may need of the trainer.
 NEEDS = {
     "source": "starts from the trained network of another run, of which only the head is trained",
-    "unlabeled_counts": "aims at the class counts of the unlabeled images, hidden, known or estimated",
+    "unlabeled_counts": "aims at class counts of the unlabeled images: the label frequency, given or estimated",
     "generations": "starts afresh several times",
 }
 
@@ -107,7 +107,7 @@ REBALANCERS = {
     ),
     "distribution_alignment": Rebalancer(
         lambda population, feat_dim, alignment_temperature, alignment_window: DistributionAlignment(
-            population.labeled if population.unlabeled is None else population.unlabeled,
+            population.labeled if population.aligned is None else population.aligned,
             temperature=alignment_temperature, window=alignment_window,
         ),
         settings=("alignment_temperature", "alignment_window"),

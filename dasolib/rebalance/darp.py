@@ -231,7 +231,7 @@ class Darp(Part):
     Parameters
     ----------
     target_counts : Tensor of shape (K,)
-        Unlabeled images of each class, known or estimated; >= 0, not all 0.
+        Unlabeled images that each class should get; >= 0, not all 0.
     n_unlabeled : int
         U.
     warmup_steps : int

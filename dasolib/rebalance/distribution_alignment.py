@@ -13,7 +13,7 @@ class DistributionAlignment(Part):
     Parameters
     ----------
     counts : Tensor of shape (K,)
-        The class distribution to approach, as counts: of the labeled images, or of the unlabeled where they are known.
+        The class distribution to approach, as counts: of the labeled images, or those that DARP aims at on ReMixMatch.
     temperature : float
         t, exponent of the target; below 1 it is flatter than the counts.
     window : int

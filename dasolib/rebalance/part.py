@@ -11,8 +11,9 @@ class Population(NamedTuple):
     labeled: Tensor  # (K,) labeled images of each class
     current: Tensor  # (K,) the same with the images that CReST has added
     n_unlabeled: int
-    unlabeled: Tensor | None = None  # (K,) unlabeled images of each class, known or estimated; None where not needed
+    unlabeled: Tensor | None = None  # (K,) unlabeled images of each class that DARP aims at; None where not needed
     generation: int = 0  # of CReST
+    aligned: Tensor | None = None  # (K,) what distribution alignment aims at instead of `labeled`
 
 
 class Part(nn.Module):
