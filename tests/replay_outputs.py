@@ -141,7 +141,7 @@ def daso_outputs(step):
     if labels.semantic is None:
         return got
     by_class = labels.blend_weight
-    per_row = by_class[sharpened(step).argmax(dim=-1)] if config.fixed_blend is None else config.fixed_blend
+    per_row = by_class[labels.linear.argmax(dim=-1)] if config.fixed_blend is None else config.fixed_blend
     if config.fixed_blend is not None:  # recorded all the same, though nothing uses it
         by_class = blend_weights(step.class_freq.double(), step.recorded["daso"]["distribution_temperature"])
     return got | {
@@ -239,14 +239,6 @@ def picked(prefix, probs):
     """Largest probability of each row and its class, as recorded."""
     confidence, label = probs.max(dim=-1)
     return {f"{prefix}confidence": confidence, f"{prefix}pseudo_label": label}
-
-
-def sharpened(step):
-    """What DASO blends: the linear labels, aligned first where ReMixMatch aligns."""
-    if "distribution_alignment" not in step.parts:
-        return step.out.labels.linear
-    aligned = step.parts["distribution_alignment"].align(step.probs, update=False)
-    return sharpen(aligned, step.training.temperature)
 
 
 def as_they_are(images):

@@ -14,7 +14,7 @@ from dasolib.losses import cross_entropy, ldam_loss
 from dasolib.methods import LEARNERS
 from dasolib.methods.step import Batch
 from dasolib.models import View, WideResNet
-from dasolib.pseudo_labels import PseudoLabels, blend
+from dasolib.pseudo_labels import PseudoLabels, blend, sharpen
 from dasolib.rebalance import (
     BUILT_IN,
     MOMENTS,
@@ -280,7 +280,21 @@ def test_blending_acts_on_what_the_parts_before_it_made_of_the_label():
     final = LINEAR.flip(1)
     got = daso.refine(PseudoLabels(LINEAR, None, final), FEATS, None, 2)
     torch.testing.assert_close(got.final, (final + SEMANTIC) / 2)
-    assert torch.equal(got.linear, LINEAR)
+    assert torch.equal(got.linear, final)
+
+
+@pytest.mark.parametrize(("method", "names"), [("fixmatch", "daso,distribution_alignment"), ("remixmatch", "daso")])
+def test_the_linear_label_of_daso_is_what_enters_the_blend_aligned_and_sharpened(method, names):
+    """In step 1 DASO has not begun, in step 2 it has."""
+    training, outs = train(tiny_config(method, names, pretrain_steps=2, refresh_steps=1), 3)
+    for t in (1, 2):
+        probs, labels_ = outs[t].views["weak"].logits.detach().softmax(dim=-1), outs[t].labels
+        if t == 2:  # the window is that of the last step
+            aligned = training.rebalance.parts["distribution_alignment"].align(probs, update=False)
+            torch.testing.assert_close(labels_.linear, sharpen(aligned, training.temperature))
+            torch.testing.assert_close(labels_.final, blend(labels_.linear, labels_.semantic, labels_.blend_weight))
+        else:
+            assert torch.equal(labels_.final, labels_.linear) and not torch.allclose(labels_.linear, probs)
 
 
 def test_the_histogram_is_renewed_at_the_end_of_every_period_and_starts_anew():

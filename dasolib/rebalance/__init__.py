@@ -346,7 +346,7 @@ class Rebalance(nn.Module):
         Returns
         -------
         PseudoLabels
-            ``linear`` is sharpened but not aligned.
+            ``linear`` is sharpened but not aligned; with DASO it is what enters the blend, aligned as well.
         """
         final = probs
         for part in self.parts.values():
@@ -362,7 +362,7 @@ class Rebalance(nn.Module):
         for part in self.parts.values():
             target = part.head_target(probs, labels)
             if target is not None:
-                return labels._replace(final=target)
+                return labels._replace(linear=probs, final=target)
         return labels
 
     def confident(self, probs, threshold):

@@ -95,6 +95,7 @@ class Daso(Part):
 
     def refine(self, labels, feats, index, t, *, update=True):
         """Blend the semantic pseudo-labels of weak features (n, feat_dim) into `labels`, from step P on."""
+        labels = labels._replace(linear=labels.final)  # what is blended: aligned, too, where an alignment is on
         if t < self.pretrain_steps:
             return labels
         semantic = semantic_logits(feats, self.bank.prototypes, self.proto_temperature).softmax(dim=-1)
