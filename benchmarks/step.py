@@ -64,8 +64,8 @@ class PlainDaso:
     def __init__(self, training, config, n_classes):
         self.config = config
         self.net, self.ema = copy.deepcopy(training.net), copy.deepcopy(training.ema.model)
-        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True,
-                                         weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=config.lr, momentum=config.momentum,
+                                         nesterov=config.nesterov, weight_decay=config.weight_decay)
         self.queues = [deque(maxlen=config.queue_size) for _ in range(n_classes)]
         self.class_freq = torch.ones(n_classes, device=next(self.net.parameters()).device)
         self.pending = torch.zeros_like(self.class_freq)

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from dasolib.methods import LEARNERS
+from dasolib.prototypes import QUEUE_RATIO
 from dasolib.rebalance import REBALANCERS, check_combination, parse_rebalance
 from dasolib.schedules import SCHEDULES
 
@@ -35,7 +36,8 @@ DEVICES = "choose auto, cpu, cuda, or one of several GPUs as in cuda:0"
 # Fields that older runs of this schema lack, and what they had.
 YOUNGER = {
     "network": "wrn", "crop": "padded", "compile": False, "crt_balancing": "batches", "skip_unreadable": False,
-    "unlabeled_counts": None,
+    "unlabeled_counts": None, "nesterov": True, "queue_ratio": QUEUE_RATIO, "alignment_eps": 1e-6,
+    "darp_iterations": 10, "darp_newton_iterations": 30, "darp_newton_tolerance": 0.1, "abc_semantic": True,
 }
 LABEL_FREQUENCY = "label_frequency"  # a value of `unlabeled_counts`
 
@@ -80,7 +82,8 @@ class Config(BaseModel):
     mu: int = Field(ge=1)  # unlabeled : labeled images of a step
     total_steps: int = Field(ge=1)  # T
     lr: float = Field(gt=0)
-    momentum: float = Field(gt=0, lt=1)  # Nesterov's
+    momentum: float = Field(ge=0, lt=1)
+    nesterov: bool  # Nesterov's momentum instead of the plain one
     weight_decay: float = Field(ge=0)  # on every parameter
     schedule: Literal[SCHEDULES]
     warmup_steps: int = Field(ge=0)
@@ -104,6 +107,7 @@ class Config(BaseModel):
     alignment: bool  # ReMixMatch: distribution alignment
     similarity_threshold: float = Field(ge=-1, le=1)  # USADTM: similarity from which a pseudo-label counts
     lambda_mi: float = Field(ge=0)  # USADTM: weight of the mutual-information loss
+    queue_ratio: int = Field(ge=1)  # USADTM: labeled features kept of each class, as a multiple of its images
 
     # Re-balancing on labels
     la_tau: float = Field(ge=0)  # strength of train-time logit adjustment; 0 is the base learner
@@ -117,16 +121,21 @@ class Config(BaseModel):
     # Re-balancing on pseudo-labels
     alignment_window: int = Field(ge=1)  # batches whose mean prediction is aligned
     alignment_temperature: float = Field(ge=0)  # exponent of the target distribution; 0 is the uniform one
+    alignment_eps: float = Field(gt=0)  # added to target and mean
     # Class distribution that DARP aims at: of the labeled images, one number for each class, or None for an estimate.
     unlabeled_counts: Literal[LABEL_FREQUENCY] | tuple[float, ...] | None
     darp_warmup_steps: int = Field(ge=0)  # before them pseudo-labels stay as they are
     darp_period: int = Field(ge=1)  # steps from one refinement of all pseudo-labels to the next
     darp_alpha: float = Field(gt=0)  # class k keeps its alpha * target_k surest images
+    darp_iterations: int = Field(ge=1)  # rounds of a refinement
+    darp_newton_iterations: int = Field(ge=1)  # steps of the root search in a round, at most
+    darp_newton_tolerance: float = Field(ge=0)  # length of a step that ends the search
     n_generations: int = Field(ge=2)  # CReST: equal parts of total_steps, each a training from scratch
     crest_alpha: float = Field(gt=0)  # the share that is selected of class k goes with count ** (1 / alpha)
     crest_t_min: float = Field(ge=0, le=1)  # CReST+: exponent of the alignment's target in the last generation
     abc_epoch_steps: int = Field(ge=1)  # ABC: its sampling of unlabeled images moves every so many steps
     abc_epochs: float = Field(gt=0)  # ABC: and is balanced after so many epochs
+    abc_semantic: bool  # ABC: DASO's semantic labels are blended into the targets of the second head, too
     boss_drop: float = Field(ge=0, le=1)  # BOSS: how far the threshold of a rare class falls
 
     # DASO
@@ -239,12 +248,19 @@ class Config(BaseModel):
         if from_student and "see_feats" not in LEARNERS[self.method].asks:
             raise ValueError(f"prototypes_from='student' with method={self.method!r}: its passes show labeled images "
                              "only mixed; choose prototypes_from='ema'")
-        if "daso" in self.rebalance and self.fixed_blend is None and self.pretrain_steps < self.refresh_steps:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("momentum=0.0 with nesterov=True: that is a kind of momentum; choose nesterov=False")
+        if self._reads_histogram() and self.pretrain_steps < self.refresh_steps:
             raise ValueError(
                 f"pretrain_steps={self.pretrain_steps} is smaller than refresh_steps={self.refresh_steps}: blending "
                 "would start with an empty histogram (0/0); choose pretrain_steps >= refresh_steps, or a fixed_blend"
             )
         return self
+
+    def _reads_histogram(self):
+        """Whether DASO's blend follows the histogram in a head; a fixed one is the first head's alone, as published."""
+        blends_second = "abc" in self.rebalance and self.abc_semantic
+        return "daso" in self.rebalance and (self.fixed_blend is None or blends_second)
 
     def needs(self, what):
         """Whether a re-balancing method needs what `dasolib.rebalance.NEEDS` calls by this name."""
@@ -278,9 +294,10 @@ class Config(BaseModel):
         own = {"alignment"} if learner.aligns and not self._has_alignment() else set()
         own |= {"source"} if self.needs("source") else set()
         own |= {"source", "unlabeled_counts"} if self.needs("unlabeled_counts") else set()
-        used = {*learner.settings, *learner.draw_settings, *own}
+        used = {*learner.settings, *learner.draw_settings, *learner.memory_settings, *own}
         used |= {name for part in self.parts() for name in REBALANCERS[part].settings}
         specific = {name for line in (*LEARNERS.values(), *REBALANCERS.values()) for name in line.settings}
+        specific |= {name for line in LEARNERS.values() for name in line.memory_settings}
         specific |= {"mixup_alpha", "alignment", "source", "unlabeled_counts"}
         combination = " + ".join((self.method, *self.rebalance))
         unused = {name: f"{combination} has no such setting" for name in specific - used}
@@ -301,7 +318,9 @@ class Config(BaseModel):
             unused["source"] = f"with unlabeled_counts={self.unlabeled_counts!r} no estimate is read"
         if "crt" in self.rebalance and self.crt_balancing == "batches":
             unused |= dict.fromkeys(("cb_beta", "reweight_warmup_steps"), "crt_balancing='batches' weighs no loss")
-        if self.fixed_blend is not None:
+        if "abc" in self.rebalance and "daso" not in self.rebalance:
+            unused["abc_semantic"] = "without daso there are no semantic labels"
+        if self.fixed_blend is not None and not self._reads_histogram():
             unused["dist_temperature"] = "with a fixed_blend no histogram is used"
         if self.queue_sizing == "frequency":
             unused["queue_size"] = "queue_sizing='frequency' sizes queues by the labeled images of their class"
@@ -455,7 +474,7 @@ def paper_settings(dataset, method, rebalance, total_steps):
         "unlabeled": "equal" if dataset in SPLITS else "unknown", "flip": True, "crop": "padded",
         "train_resolution": None, "network": "wrn", "depth": 28, "width": 2,
         "batch_size": 64, "mu": 2 if method == "fixmatch" else 1,
-        "lr": 0.1 if supervised else 0.03, "momentum": 0.9, "weight_decay": 5e-4,
+        "lr": 0.1 if supervised else 0.03, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4,
         "schedule": "multistep" if supervised else "constant",
         "warmup_steps": int(0.025 * total_steps) if supervised else 0, "warmup_factor": 0.0,
         "warmup_shape": "linear",
@@ -465,11 +484,12 @@ def paper_settings(dataset, method, rebalance, total_steps):
         "ramp_shape": "linear",
         "sharpen_temperature": 0.5, "mixup_alpha": 0.75 if method == "remixmatch" else 0.5,
         "lambda_premixup": 0.5, "lambda_rotation": 0.5, "alignment": paper_alignment(dataset, rebalance),
-        "similarity_threshold": 0.85, "lambda_mi": 0.1,
-        "source": None, "alignment_window": 128, "alignment_temperature": 1.0,
+        "similarity_threshold": 0.85, "lambda_mi": 0.1, "queue_ratio": QUEUE_RATIO,
+        "source": None, "alignment_window": 128, "alignment_temperature": 1.0, "alignment_eps": 1e-6,
         "darp_warmup_steps": int(0.4 * total_steps), "darp_period": 10, "darp_alpha": 2.0,
+        "darp_iterations": 10, "darp_newton_iterations": 30, "darp_newton_tolerance": 0.1,
         "n_generations": 5, "crest_alpha": 3.0, "crest_t_min": 0.5,
-        "abc_epoch_steps": 500, "abc_epochs": total_steps / 500, "boss_drop": 0.25,
+        "abc_epoch_steps": 500, "abc_epochs": total_steps / 500, "abc_semantic": True, "boss_drop": 0.25,
         "la_tau": 1.0, "cb_beta": 0.999, "ldam_max_margin": 0.5, "ldam_scale": 30.0,
         "reweight_warmup_steps": int(0.8 * total_steps) if "ldam_drw" in rebalance else 0, "crt_balancing": "weights",
         "pretrain_steps": 500 if method == "usadtm" else 5000, "refresh_steps": 100, "proto_temperature": 0.05,

@@ -13,7 +13,7 @@ class PseudoLabels(NamedTuple):
     linear: Tensor  # from the classifier head
     semantic: Tensor | None  # from similarity to the class prototypes; None for methods and steps without them
     final: Tensor  # what the base learner trains on
-    blend_weight: Tensor | float | None = None  # share of `semantic` in `final`: (K,) by class, or one for all
+    blend_weight: Tensor | None = None  # (K,) share of `semantic` by class, in `final` unless that one's is fixed
 
 
 def confident_labels(probs, threshold):

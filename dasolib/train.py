@@ -302,11 +302,12 @@ class Training:
             self.net.head.requires_grad_(True)
         self.ema = EMA(self.net, cap=config.ema_decay, weight_decay=config.ema_weight_decay) if learner.ema else None
         self.rebalance = build_rebalance(config, population, self.net.feat_dim).to(device)
-        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=config.lr, momentum=config.momentum, nesterov=True,
-                                         weight_decay=config.weight_decay, fused=True)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=config.lr, momentum=config.momentum,
+                                         nesterov=config.nesterov, weight_decay=config.weight_decay, fused=True)
         self.memory, memory = None, {}
         if learner.memory is not None:
-            self.memory = learner.memory(population.labeled, self.net.feat_dim).to(device)
+            settings = {name: getattr(config, name) for name in learner.memory_settings}
+            self.memory = learner.memory(population.labeled, self.net.feat_dim, **settings).to(device)
             memory = {"memory": self.memory}
         learner_step = functools.partial(learner.step, **config.learner_settings(), **memory)
         as_graph = functools.partial(torch.compile, fullgraph=True) if config.compile else lambda function: function

@@ -38,8 +38,8 @@ from dasolib.train import Training
 from tests import replay_config
 
 ALIGNMENT = {"temperature": 0.7, "buffer_batches": 3, "eps": 1e-6}
-DARP = {"warmup_steps": 1, "period": 2, "alpha": 1.5, "iterations": 10, "newton_max_iterations": 30,
-        "newton_tolerance": 0.1, "target_counts": [4.0, 5.5, 8.0, 11.0, 14.0, 18.0, 23.0, 30.0, 40.0, 5.5]}
+DARP = {"warmup_steps": 1, "period": 2, "alpha": 1.5, "iterations": 2, "newton_max_iterations": 9,
+        "newton_tolerance": 1e-4, "target_counts": [4.0, 5.5, 8.0, 11.0, 14.0, 18.0, 23.0, 30.0, 40.0, 5.5]}
 
 
 def drop_some_unlabeled(z):
@@ -376,11 +376,6 @@ def mask_drawn_for_the_linear_class(patch):
                   lambda probs, threshold: (linear[-1], confident_labels(probs, threshold)[1]))
 
 
-def balanced_target_without_the_semantic_label(patch):
-    ours = Abc.head_target
-    patch.setattr(Abc, "head_target", lambda self, probs, labels: ours(self, probs, labels._replace(semantic=None)))
-
-
 def balanced_target_blended_by_the_class_of_the_other_head(patch):
     def target(self, probs, labels):
         if labels.semantic is None:
@@ -528,10 +523,6 @@ def labels_without_the_euclidean_criterion(patch):
         cdist=lambda feats, prototypes: -semantic_logits(feats, prototypes, 1.0)))
 
 
-def queues_as_long_as_their_classes(patch):
-    patch.setattr(usadtm, "QUEUE_RATIO", 1)
-
-
 def mutual_information_of_two_views(patch):
     patch.setattr(usadtm, "mutual_information_triplet_loss",
                   lambda identity, weak, strong: losses.mutual_information_loss(weak, strong))
@@ -603,7 +594,7 @@ MUTATIONS = {
     },
     "fixmatch_daso_abc": {
         mask_drawn_for_the_linear_class: "step2/out/auxiliary_unlabeled_loss",
-        balanced_target_without_the_semantic_label: "step2/out/auxiliary_soft_pseudo_label",
+        change_configuration(abc_semantic=False): "step2/out/auxiliary_soft_pseudo_label",
         balanced_target_blended_by_the_class_of_the_other_head: "step2/out/auxiliary_soft_pseudo_label",
     },
     "mean_teacher_daso": {
@@ -632,12 +623,19 @@ MUTATIONS = {
         alignment_after_sharpening: "step0/out/soft_pseudo_label",
         alignment_without_the_current_batch: "step0/out/soft_pseudo_label",
     },
-    "remixmatch_darp": {alignment_with("labeled"): "step0/out/alignment_output"},
+    "remixmatch_darp": {
+        alignment_with("labeled"): "step0/out/alignment_output",
+        change_configuration(alignment_eps=1e-5): "step0/out/alignment_output",
+        change_configuration(darp_iterations=1): "step1/out/darp_output",
+        change_configuration(darp_newton_iterations=1): "step1/out/darp_output",
+        change_configuration(darp_newton_tolerance=0.1): "step1/out/darp_output",
+        change_configuration(nesterov=False): "step0/out/model_l2",
+    },
     "pseudo_label": {without_ramp(pseudo_label): "step0/out/unlabeled_loss"},
     "usadtm": {
         prototypes_of_the_average: "step0/out/prototypes",
         labels_without_the_euclidean_criterion: "step2/out/mask",
-        queues_as_long_as_their_classes: "step1/out/queue_length",
+        change_configuration(queue_ratio=1): "step1/out/queue_length",
         mutual_information_of_two_views: "step0/out/mutual_information_loss",
     },
     "crt": {

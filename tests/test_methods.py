@@ -896,7 +896,7 @@ def usadtm_batch():
 
 
 def usadtm_step(t, **settings):
-    memory = usadtm.Memory(torch.tensor([1, 1]), 2)
+    memory = usadtm.Memory(torch.tensor([1, 1]), 2, queue_ratio=5)
     settings = {"pretrain_steps": 2, "similarity_threshold": 0.85, "lambda_u": 1.0, "lambda_mi": 0.1} | settings
     return usadtm.step(PassThrough(), None, usadtm_batch(), Rebalance({}), t=t, memory=memory, **settings), memory
 
@@ -929,7 +929,7 @@ def test_usadtm_compares_the_three_views_pair_by_pair():
 
 
 def test_queues_of_usadtm_hold_five_times_the_images_of_a_class():
-    assert usadtm.Memory(torch.tensor([7, 2, 1]), 3).queue_sizes.tolist() == [35, 10, 5]
+    assert usadtm.Memory(torch.tensor([7, 2, 1]), 3, queue_ratio=5).queue_sizes.tolist() == [35, 10, 5]
 
 
 def test_the_memory_of_usadtm_takes_the_networks_own_features_and_is_restored():

@@ -18,7 +18,9 @@ class Learner:
     draw: Callable | None = None  # (n_labeled, n_unlabeled, *, generator, **settings) -> a batch's draws
     draw_settings: tuple[str, ...] = ()  # fields of the configuration that `draw` takes
     heads: dict[str, int] = field(default_factory=dict)  # further heads of the network and their outputs
-    memory: Callable | None = None  # (counts (K,), feat_dim) -> nn.Module that labels, and `step` gets as ``memory``
+    # (counts (K,), feat_dim, **settings) -> nn.Module that labels, and `step` gets as ``memory``
+    memory: Callable | None = None
+    memory_settings: tuple[str, ...] = ()  # fields of the configuration that `memory` takes
     aligns: bool = False  # whether distribution alignment is a setting of its own, ``alignment``
     rotates: bool = False  # whether it turns images, then square; strong views are resized before RandAugment, Cutout
     estimates: bool = False  # whether a run of it estimates the class counts of the unlabeled images
@@ -49,7 +51,7 @@ LEARNERS = {
         draw_settings=("mixup_alpha",), heads=remixmatch.HEADS, aligns=True, rotates=True,
     ),
     "usadtm": Learner(
-        usadtm.step, LABELED, usadtm.VIEWS, memory=usadtm.Memory,
+        usadtm.step, LABELED, usadtm.VIEWS, memory=usadtm.Memory, memory_settings=("queue_ratio",),
         settings=("pretrain_steps", "similarity_threshold", "lambda_u", "lambda_mi"),
     ),
     "fixmatch": Learner(

@@ -5,17 +5,20 @@ import torch
 from dasolib.losses import cross_entropy, mutual_information_triplet_loss
 from dasolib.methods.step import StepOutput
 from dasolib.models import forward_views
-from dasolib.prototypes import QUEUE_RATIO, PrototypeBank
+from dasolib.prototypes import PrototypeBank
 from dasolib.pseudo_labels import PseudoLabels, confident_labels, semantic_logits
 
 VIEWS = {"identity": "plain", "weak": "weak", "strong": "strong"}
 
 
 class Memory(PrototypeBank):
-    """Queues of the labeled features and their prototypes, for labeled class counts (K,)."""
+    """Queues of the labeled features and their prototypes, for labeled class counts (K,).
 
-    def __init__(self, counts, feat_dim):
-        super().__init__([QUEUE_RATIO * n for n in counts.tolist()], feat_dim)
+    A queue is `queue_ratio` times as long as its class has images; 5 in the published implementation of DASO.
+    """
+
+    def __init__(self, counts, feat_dim, *, queue_ratio):
+        super().__init__([queue_ratio * n for n in counts.tolist()], feat_dim)
 
     def pseudo_label(self, probs, feats):
         """Label images by their features (n, feat_dim); the head's probabilities (n, K) are only kept beside it."""

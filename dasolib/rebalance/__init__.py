@@ -64,9 +64,10 @@ def _build_crt(population, feat_dim, cb_beta, reweight_warmup_steps, crt_balanci
     return ClassBalanced(population.labeled, beta=cb_beta, warmup_steps=reweight_warmup_steps)
 
 
-def _build_crest_plus(population, feat_dim, n_generations, crest_alpha, crest_t_min, alignment_window):
+def _build_crest_plus(population, feat_dim, n_generations, crest_alpha, crest_t_min, alignment_window, alignment_eps):
     temperature = progressive_temperature(population.generation, n_generations, crest_t_min)
-    alignment = DistributionAlignment(population.labeled, temperature=temperature, window=alignment_window)
+    alignment = DistributionAlignment(population.labeled, temperature=temperature, window=alignment_window,
+                                      eps=alignment_eps)
     return Crest(population.labeled, alpha=crest_alpha, alignment=alignment)
 
 
@@ -106,21 +107,22 @@ REBALANCERS = {
         needs=("source",),
     ),
     "distribution_alignment": Rebalancer(
-        lambda population, feat_dim, alignment_temperature, alignment_window: DistributionAlignment(
+        lambda population, feat_dim, alignment_temperature, alignment_window, alignment_eps: DistributionAlignment(
             population.labeled if population.aligned is None else population.aligned,
-            temperature=alignment_temperature, window=alignment_window,
+            temperature=alignment_temperature, window=alignment_window, eps=alignment_eps,
         ),
-        settings=("alignment_temperature", "alignment_window"),
+        settings=("alignment_temperature", "alignment_window", "alignment_eps"),
         learners=frozenset({"fixmatch"}),
         refusal="it is made for FixMatch here; ReMixMatch has it as its own setting, alignment",
         roles=("alignment",),
     ),
     "darp": Rebalancer(
-        lambda population, feat_dim, darp_warmup_steps, darp_period, darp_alpha: Darp(
-            population.unlabeled, population.n_unlabeled, warmup_steps=darp_warmup_steps, period=darp_period,
-            alpha=darp_alpha,
+        lambda population, feat_dim, **settings: Darp(
+            population.unlabeled, population.n_unlabeled,
+            **{name.removeprefix("darp_"): value for name, value in settings.items()},
         ),
-        settings=("darp_warmup_steps", "darp_period", "darp_alpha"),
+        settings=("darp_warmup_steps", "darp_period", "darp_alpha", "darp_iterations", "darp_newton_iterations",
+                  "darp_newton_tolerance"),
         learners=frozenset({"fixmatch", "remixmatch"}),
         refusal="its authors put it on FixMatch and ReMixMatch",
         roles=("pseudo_labels",),
@@ -148,7 +150,7 @@ REBALANCERS = {
     ),
     "crest_plus": Rebalancer(
         _build_crest_plus,
-        settings=(*CREST_SETTINGS, "crest_t_min", "alignment_window"),
+        settings=(*CREST_SETTINGS, "crest_t_min", "alignment_window", "alignment_eps"),
         learners=frozenset({"fixmatch", "remixmatch"}),
         refusal="its authors put it on FixMatch and ReMixMatch",
         roles=("pseudo_labels", "heads", "alignment"),
@@ -162,10 +164,11 @@ REBALANCERS = {
         roles=("pseudo_labels",),
     ),
     "abc": Rebalancer(
-        lambda population, feat_dim, threshold, abc_epoch_steps, abc_epochs: abc.Abc(
-            population.labeled, threshold=threshold, epoch_steps=abc_epoch_steps, n_epochs=abc_epochs
+        lambda population, feat_dim, threshold, abc_epoch_steps, abc_epochs, abc_semantic: abc.Abc(
+            population.labeled, threshold=threshold, epoch_steps=abc_epoch_steps, n_epochs=abc_epochs,
+            semantic=abc_semantic,
         ),
-        settings=("threshold", "abc_epoch_steps", "abc_epochs"),
+        settings=("threshold", "abc_epoch_steps", "abc_epochs", "abc_semantic"),
         learners=frozenset({"fixmatch"}),
         refusal="its losses are those of FixMatch's weak and strong view",
         roles=("heads",),

@@ -27,6 +27,8 @@ class Abc(Part):
     epoch_steps, n_epochs : int, float
         The unlabeled images' probability of being kept falls by ``1 / n_epochs`` of its way every `epoch_steps` steps;
         500 and T / 500 in the published implementation.
+    semantic : bool
+        Blend DASO's semantic labels into the targets as well, by the histogram even where its own blend is fixed.
 
     References
     ----------
@@ -34,11 +36,12 @@ class Abc(Part):
     2021, section 3; with DASO as in ytaek-oh/daso@3541a6c, ``lib/models/daso_model.py``.
     """
 
-    def __init__(self, counts, *, threshold, epoch_steps, n_epochs):
+    def __init__(self, counts, *, threshold, epoch_steps, n_epochs, semantic=True):
         super().__init__()
         self.threshold = threshold
         self.epoch_steps = epoch_steps
         self.n_epochs = n_epochs
+        self.semantic = semantic
         self.register_buffer("labeled_share", counts.min() / counts, persistent=False)
 
     def unlabeled_share(self, t):
@@ -51,7 +54,8 @@ class Abc(Part):
 
         Of `PseudoLabels` of the same images nothing else counts: alignment and DARP are for the other head.
         """
-        return probs if labels.semantic is None else blend(probs, labels.semantic, labels.blend_weight)
+        is_blended = self.semantic and labels.semantic is not None
+        return blend(probs, labels.semantic, labels.blend_weight) if is_blended else probs
 
     def extra_losses(self, net, batch, views, labels, t):
         """Cross-entropy of the balanced head on the labeled rows that are kept, and on the confident unlabeled ones."""

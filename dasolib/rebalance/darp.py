@@ -241,6 +241,8 @@ class Darp(Part):
         The table is refined in each step, counted from 1, that is a multiple of this; 10 in the paper.
     alpha : float
         Class k keeps its ``int(alpha * target_counts[k])`` surest images; 2 in the paper.
+    iterations, newton_iterations, newton_tolerance : int, int, float
+        As `refine_to_counts` takes them.
 
     Attributes
     ----------
@@ -260,7 +262,8 @@ class Darp(Part):
     arXiv:2007.08844; ytaek-oh/daso@3541a6c, ``lib/algorithm/darp_reproduce.py``.
     """
 
-    def __init__(self, target_counts, n_unlabeled, *, warmup_steps, period, alpha):
+    def __init__(self, target_counts, n_unlabeled, *, warmup_steps, period, alpha, iterations=10, newton_iterations=30,
+                 newton_tolerance=0.1):
         super().__init__()
         if target_counts.ndim != 1 or len(target_counts) < 2:
             raise ValueError(f"target_counts {tuple(target_counts.shape)}: one number for each of two classes or more")
@@ -274,7 +277,8 @@ class Darp(Part):
             raise ValueError(f"alpha must be > 0, got {alpha}")
         self.warmup_steps = warmup_steps
         self.period = period
-        self.alpha = alpha
+        self.refinement = {"alpha": alpha, "iterations": iterations, "newton_iterations": newton_iterations,
+                           "newton_tolerance": newton_tolerance}
         uniform = torch.full((n_unlabeled, len(target_counts)), 1 / len(target_counts))
         self.register_buffer("target_counts", target_counts, persistent=False)
         self.register_buffer("predictions", uniform)
@@ -299,7 +303,7 @@ class Darp(Part):
         if step <= self.warmup_steps:
             return labels
         if update and step % self.period == 0:
-            self.refined.copy_(refine_to_counts(self.predictions, self.target_counts, alpha=self.alpha))
+            self.refined.copy_(refine_to_counts(self.predictions, self.target_counts, **self.refinement))
         return labels._replace(final=self.refined[index])
 
     def store(self, probs, index):

@@ -100,13 +100,11 @@ class Daso(Part):
             return labels
         semantic = semantic_logits(feats, self.bank.prototypes, self.proto_temperature).softmax(dim=-1)
         weight = self.blend_weight()
-        final = blend(labels.final, semantic, weight)
+        final = blend(labels.final, semantic, weight if self.fixed_blend is None else self.fixed_blend)
         return labels._replace(semantic=semantic, final=final, blend_weight=weight)
 
     def blend_weight(self):
-        """Share of the semantic label: a float, or a tensor (K,) by predicted class."""
-        if self.fixed_blend is not None:
-            return self.fixed_blend
+        """Share (K,) of the semantic label by predicted class, as the histogram has it."""
         return blend_weights(self.class_freq.to(self.bank.prototypes.dtype), self.dist_temperature)
 
     def extra_losses(self, net, batch, views, labels, t):

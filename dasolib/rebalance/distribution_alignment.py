@@ -4,8 +4,6 @@ import torch
 
 from dasolib.rebalance.part import Part
 
-EPS = 1e-6
-
 
 class DistributionAlignment(Part):
     """Distribution alignment: ``p * (target + eps) / (mean + eps)``, rows scaled to sum to 1.
@@ -18,6 +16,8 @@ class DistributionAlignment(Part):
         t, exponent of the target; below 1 it is flatter than the counts.
     window : int
         The mean is that of the last so many batches, this one included; 128 in the paper.
+    eps : float
+        Added to target and mean.
 
     References
     ----------
@@ -25,8 +25,9 @@ class DistributionAlignment(Part):
     section 3.4.
     """
 
-    def __init__(self, counts, *, temperature, window):
+    def __init__(self, counts, *, temperature, window, eps=1e-6):
         super().__init__()
+        self.eps = eps
         target = (counts.double() / counts.sum()) ** temperature
         target = (target / target.sum()).to(torch.get_default_dtype())
         self.register_buffer("target", target, persistent=False)
@@ -39,7 +40,8 @@ class DistributionAlignment(Part):
             slot = self.n_seen % len(self.means)
             self.means.index_copy_(0, slot[None], probs.mean(dim=0, keepdim=True))
             self.n_seen += 1
-        aligned = probs * (self.target + EPS) / (self.running_mean() + EPS)
+        eps = self.eps
+        aligned = probs * (self.target + eps) / (self.running_mean() + eps)
         return aligned / aligned.sum(dim=-1, keepdim=True)
 
     def running_mean(self):
