@@ -1,6 +1,7 @@
 """What a trained network is worth: test counts along the way, stored outputs, and the numbers that are reported."""
 
 import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
