@@ -303,7 +303,7 @@ def test_train_takes_own_data_with_natural_imbalance_and_a_method_without_pseudo
     assert len(pictures(notebook)) == 2
     # What is warned about stays, and the bar is one output, however often it changed.
     warned = "".join(output.text for output in outputs_of(notebook, "stream") if output.name == "stderr")
-    assert "has no test image of 1 classes, the first of them '3'" in warned
+    assert "classes without a test image, of which accuracies say nothing: '3'" in warned
     (bar,) = outputs_of(notebook, "display_data")
     assert "100%" in bar.data["text/plain"] and " 2/2 " in bar.data["text/plain"]
 

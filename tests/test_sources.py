@@ -564,8 +564,8 @@ def test_the_command_of_the_refusal_runs_and_the_refused_run_then_starts(made, d
     parameters = parameters_of(command)
     estimate = make_config("cpu", **parameters | parameters.pop("settings"), total_steps=1, threads=1)
     run(estimate, project / "runs" / "estimate", progress=False)
-    file = project / "runs" / "estimate" / "result.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"unlabeled_counts": [27.0] * N_CLASSES}))
+    result = json.loads((project / "runs" / "estimate" / "result.json").read_text())
+    write_result(project / "runs" / "estimate", result | {"unlabeled_counts": [27.0] * N_CLASSES})
     assert run(config, project / "darp", progress=False)["steps"] == config.total_steps
 
 
