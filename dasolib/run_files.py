@@ -217,6 +217,8 @@ def read_result(folder):
     result = _json(file, content(file))
     if "sha256" in result and _checksums(result).get(file.name) != _digest(result):
         raise _damaged(file, "its checksum is another one than the run recorded")
+    if "sha256" not in result and _has_checksums(read_starts(folder, {})):
+        raise _damaged(file, "it is not of this run: it has no checksums")
     plain = result.get("plain")
     if not (isinstance(result.get("seconds"), int | float) and isinstance(plain, dict)
             and isinstance(plain.get("accuracy"), int | float)):
@@ -273,8 +275,6 @@ def read_run(folder):
             raise
     else:
         read_checked(folder, "config.json", result)
-        if not _checksums(result) and _has_checksums(read_starts(folder, {})):
-            raise _damaged(folder / "result.json", "it is not of this run: it has no checksums")
         metrics = parse_records(folder / "metrics.jsonl", read_checked(folder, "metrics.jsonl", result).splitlines())
         counts = read_arrays(folder, COUNTS, result)
         _check_counts(folder / COUNTS, counts)
@@ -397,16 +397,19 @@ def sound_checkpoint(folder, device):
     DamagedError
         If there are checkpoints, and for none of them all is as it was.
     """
-    problems, found = [], None
+    problems, found, written = [], None, _written(folder / CHECKPOINT)
     for name in (CHECKPOINT, PREVIOUS):
         try:
             state = _load_state(folder, name, device)
-            if state is None or (found is not None and state["step"] <= found.state["step"]):
+            if state is None or (found is not None and state["step"] < found.state["step"]):
                 continue
             recorded = _recorded(folder, name, state)
+            if found is not None and _written(folder / CHECKPOINT) != written:  # in training, just now
+                return sound_checkpoint(folder, device)
             if found is not None:
-                problems.append(f"{found.name} is of step {found.state['step']} only")
-            found = Checkpoint(name, state, *recorded, problems)
+                problems.append(f"{found.name} is of step {found.state['step']}, not after {name}")
+            if found is None or state["step"] > found.state["step"]:
+                found = Checkpoint(name, state, *recorded, problems)
         except DamagedError as error:
             if found is None:
                 problems.append(error.problem)
@@ -416,6 +419,10 @@ def sound_checkpoint(folder, device):
         name, _, reason = "; ".join(dict.fromkeys(problems)).partition(" is damaged (")
         raise DamagedError(folder, name, reason[:-1])
     return None
+
+
+def _written(file):
+    return file.stat().st_mtime_ns if file.exists() else None
 
 
 def _load_state(folder, name, device):

@@ -633,8 +633,12 @@ def test_the_later_of_two_checkpoints_is_used_whatever_they_are_called(stopped, 
     shutil.copytree(stopped[0], tmp_path / "run")
     for name, other in (("checkpoint.pt", "checkpoint.previous.pt"), ("checkpoint.previous.pt", "checkpoint.pt")):
         shutil.copy(stopped[0] / other, tmp_path / "run" / name)
-    with pytest.warns(UserWarning, match="checkpoint.pt is of step 2 only; checkpoint.previous.pt of step 4 is used"):
+    with pytest.warns(UserWarning, match="checkpoint.pt is of step 2, not after checkpoint.previous.pt; "
+                                         "checkpoint.previous.pt of step 4 is used"):
         assert read_run(tmp_path / "run")[2]["step"].tolist() == [2, 4]
+    shutil.copy(stopped[0] / "checkpoint.previous.pt", tmp_path / "run")
+    with pytest.warns(UserWarning, match="not after checkpoint.previous.pt; checkpoint.pt of step 2 is used"):
+        assert read_run(tmp_path / "run")[2]["step"].tolist() == [2]
 
 
 def test_lost_checkpoints_are_said(stopped, dataset, undisturbed, tmp_path):

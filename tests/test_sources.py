@@ -52,11 +52,11 @@ def finished(dataset, tmp_path_factory):
     return train
 
 
-def edit_json(file, **changes):
-    """Change a JSON file of a run, which then is one without checksums."""
-    record = json.loads(file.read_text()) | changes
-    record.pop("sha256", None)
-    file.write_text(json.dumps(record))
+def edit_result(folder, **changes):
+    """Make a run one of those that were made before there were checksums, with something else in its result."""
+    result = {name: value for name, value in read_result(folder).items() if name != "sha256"}
+    (folder / "result.json").write_text(json.dumps(result | changes))
+    (folder / "environment.json").unlink()
 
 
 def is_encoder(name):
@@ -229,7 +229,7 @@ def test_a_source_that_is_not_exactly_the_encoder_is_refused_by_name(change, mes
     shutil.copytree(finished(method="supervised", rebalance=""), tmp_path / "source")
     file = tmp_path / "source" / "model.safetensors"
     save_file(change(load_file(file)), file)
-    edit_json(tmp_path / "source" / "result.json")
+    write_result(file.parent, read_result(file.parent))
     config = tiny_config(dataset, **CRT, source=str(tmp_path / "source"))
     refuses(config, tmp_path / "run", f"^source='.*source': .*{file.name} is not the network of this run: {message};")
 
@@ -238,11 +238,12 @@ def test_a_source_whose_file_is_damaged_is_refused_by_name(dataset, finished, tm
     shutil.copytree(finished(method="supervised", rebalance=""), tmp_path / "source")
     file = tmp_path / "source" / "model.safetensors"
     content = file.read_bytes()
-    edit_json(tmp_path / "source" / "result.json")
     config = tiny_config(dataset, **CRT, source=str(tmp_path / "source"))
     for damaged in (b"", content[:-1], b"x" + content):
         file.write_bytes(damaged)
-        refuses(config, tmp_path / "run", rf"source/{file.name} is damaged \(.*; restore it from a copy")
+        refuses(config, tmp_path / "run", rf"^{file} is damaged \(its checksum .*; restore it from a copy, or move")
+        write_result(file.parent, read_result(file.parent))
+        refuses(config, tmp_path / "run", rf"^{file} is damaged \(no weights can .*; restore it from a copy, or move")
 
 
 @pytest.mark.parametrize(("changes", "difference"), [
@@ -488,7 +489,7 @@ def test_an_estimate_without_an_accepted_one_is_refused(source, dataset, project
 @pytest.mark.parametrize("counts", [[9.0, 9.0, 9.0], [9.0] * 5, [9.0, 9.0, 9.0, -1.0], [9.0, 9.0, 9.0, float("nan")],
                                     [9.0, 9.0, 9.0, float("inf")], [0.0] * 4, "9999", [True] * 4, {}], ids=str)
 def test_an_estimate_that_is_no_count_for_each_class_is_refused_by_name(source, counts, dataset, with_estimate):
-    edit_json(with_estimate / "runs" / "deep" / "estimate" / "result.json", unlabeled_counts=counts)
+    edit_result(with_estimate / "runs" / "deep" / "estimate", unlabeled_counts=counts)
     with pytest.raises(ValueError, match=r"source='.*estimate': unlabeled_counts=.* must hold 4 finite counts >= 0"):
         aim_of(dataset, **source)
 
