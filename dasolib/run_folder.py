@@ -392,9 +392,10 @@ class RunFolder:
             return None
         if found.problems:
             self._note(found.said())
+        for file in (self.checkpoint, self.previous):
+            if file.is_dir():  # in the way of the next save
+                shutil.rmtree(file)
         if found.name == PREVIOUS:
-            if self.checkpoint.is_dir():
-                shutil.rmtree(self.checkpoint)
             os.replace(self.previous, self.checkpoint)  # else the next save would keep the damaged one instead
         return found.state
 
