@@ -320,11 +320,12 @@ class RunFolder:
         """
         if not (self.path / "result.json").exists():
             return None
-        shutil.rmtree(self.path / COUNTS_SO_FAR, ignore_errors=True)  # a kill right after the result left them behind
         result = read_run(self.path)[3]
         for name in result.get("sha256", ()):
             if name in CHECKED and (self.path / name).exists():  # large files may have been left behind
                 read_checked(self.path, name, result)
+        # A kill right after the result left them behind; a result that is another run's must not cost them.
+        shutil.rmtree(self.path / COUNTS_SO_FAR, ignore_errors=True)
         return result
 
     def begin(self, now, step):
@@ -539,7 +540,7 @@ class RunFolder:
         """Write the result, by which the run is finished, drop what only an unfinished one needs, and return it."""
         self._check_owner()
         result = write_result(self.path, result)
-        shutil.rmtree(self.path / COUNTS_SO_FAR)
+        shutil.rmtree(self.path / COUNTS_SO_FAR, ignore_errors=True)  # as the next start does, which may be there now
         return result
 
 

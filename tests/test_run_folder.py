@@ -618,6 +618,17 @@ def test_no_file_of_a_finished_run_is_read_that_is_not_as_it_was_written(damage,
         run(tiny_config(dataset), folder, progress=False)
 
 
+def test_a_result_of_another_run_costs_an_unfinished_one_nothing(stopped, undisturbed, dataset, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(stopped[0], folder)
+    shutil.copy(undisturbed / "result.json", folder)
+    with pytest.raises(ValueError, match=f"{folder}/metrics.jsonl is damaged .*; restore it from a copy"):
+        run(tiny_config(dataset), folder, progress=False)
+    (folder / "result.json").unlink()
+    run(tiny_config(dataset), folder, progress=False)
+    assert contents(folder) == contents(undisturbed)
+
+
 def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(two_checkpoints):
     """torch compresses nothing; what is compressed may be of any size."""
     with zipfile.ZipFile(two_checkpoints.checkpoint) as archive, zipfile.ZipFile(
