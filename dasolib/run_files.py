@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dasolib.diagnostics import KINDS
+from dasolib.host import names_file
 
 COUNTED = ("pseudo_labels", "test", "test_adjusted")  # what an evaluation counts
 COUNTS = "pseudo_labels.npz"
@@ -42,21 +43,17 @@ class NoRunError(DamagedError):
 def _replacing(path):
     """Give a file to write; synced and renamed to `path` in the end: readers see the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()  # what did not fit is of no use, and in the way
-        raise naming(error, path) from None
-
-
-def naming(error, path):
-    """Return an `OSError` that names a file; those of a full disk do not."""
-    return error if error.filename else type(error)(error.errno, error.strerror, str(path))
+    with names_file(path):
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()  # what did not fit is of no use, and in the way
+            raise
 
 
 def write_bytes(path, data):

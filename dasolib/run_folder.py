@@ -25,6 +25,7 @@ from filelock import SoftFileLease, Timeout, lock_descriptor
 
 from dasolib.config import SCHEMA, Config, has_control_characters
 from dasolib.diagnostics import KINDS
+from dasolib.host import names_file
 from dasolib.run_files import (
     CHECKED,
     CHECKPOINT,
@@ -37,7 +38,6 @@ from dasolib.run_files import (
     Evaluations,
     content,
     name_in_run,
-    naming,
     parse_records,
     read_checked,
     read_config,
@@ -450,13 +450,10 @@ class RunFolder:
         """Add one evaluation to ``metrics.jsonl``."""
         self._check_owner()
         path, line = self.path / "metrics.jsonl", _metrics_line(record).encode()
-        try:
-            with open(path, "ab") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise naming(error, path) from None
+        with names_file(path), open(path, "ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
         self._metrics.update(line)
 
     def write_counts(self, step, counts):
