@@ -1,5 +1,7 @@
 """What the evaluated network of a run says of single images: features as a map, and the entropy of predictions."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import torch
@@ -10,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from dasolib.methods import LEARNERS
 from dasolib.pseudo_labels import confident_labels
 from dasolib.results import groups_of, plus_minus, text_table
-from dasolib.run_files import read_arrays
+from dasolib.run_files import read_arrays, read_checked, read_result
 
 FILE = "outputs.npz"  # of a run folder; committed for a few runs only
 NEIGHBOURS = 10
@@ -32,10 +34,16 @@ def read_predictions(folder):
     -------
     DataFrame or None
         As `dasolib.evaluation.predictions` makes it. None: there is none, as without unlabeled images.
+
+    Raises
+    ------
+    DamagedError
+        If it is not as the run wrote it.
     """
     if not (folder / "predictions.csv").exists():
         return None
-    return pd.read_csv(folder / "predictions.csv", dtype=dict.fromkeys(("file", "predicted", "pseudo_label"), str),
+    content = read_checked(folder, "predictions.csv", read_result(folder) or {})
+    return pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(("file", "predicted", "pseudo_label"), str),
                        keep_default_na=False, encoding_errors="surrogateescape")
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -448,6 +449,13 @@ def test_predictions_for_a_folder_name_its_files_and_classes(tmp_path):
     assert {*table["predicted"], *table["pseudo_label"]} <= {"cat", "dog"}
     about = json.loads((tmp_path / "run" / "model.json").read_text())
     assert (about["image_size"], about["image_crop"]) == ([12, 12], "center")
+
+
+def test_predictions_that_are_not_as_the_run_wrote_them_are_not_read(finished, tmp_path):
+    shutil.copytree(finished(), tmp_path / "run")
+    (tmp_path / "run" / "predictions.csv").write_text("index,predicted\n0,1\n")
+    with pytest.raises(ValueError, match="run/predictions.csv is damaged .its checksum .*; restore it from a copy"):
+        read_predictions(tmp_path / "run")
 
 
 def test_names_that_look_like_numbers_or_nothing_come_back_as_they_are(tmp_path):
