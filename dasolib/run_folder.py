@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from filelock import SoftFileLease, Timeout, lock_descriptor
 
-from dasolib.config import SCHEMA, Config, has_control_characters
+from dasolib.config import SCHEMA, YOUNGER, Config, has_control_characters
 from dasolib.diagnostics import KINDS
 from dasolib.host import names_file
 from dasolib.run_files import (
@@ -287,11 +287,13 @@ class RunFolder:
                 raise ValueError(f"run_dir={self.path} holds {strangers[0]} but no config.json: not a run; choose "
                                  "another folder")
             return
-        there = read_config(self.path)
-        names = sorted({*there, *self.record} - {"schema", "threads"})
-        differing = {name: f"{name}: {there.get(name)!r} there, {self.record.get(name)!r} here"
-                     for name in names if there.get(name) != self.record.get(name)}
-        back = " and ".join(f"{name}={there.get(name)!r}" for name in differing if name in Config.model_fields)
+        there, here = YOUNGER | read_config(self.path), YOUNGER | self.record
+        names = sorted({*there, *here} - {"schema", "threads"})
+        differing = {name: f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
+                     for name in names if there.get(name) != here.get(name)}
+        # What is not recorded there had no effect, and has none again with the rest of these.
+        back = " and ".join(f"{name}={there[name]!r}" for name in differing
+                            if name in Config.model_fields and name in there)
         if "data_sha256" in differing:
             differing = {name: text for name, text in differing.items() if name not in ("data_sha256", "mean", "std")}
             differing["images"] = self._images_changed()

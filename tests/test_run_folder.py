@@ -711,6 +711,15 @@ def test_other_data_in_the_same_place_is_refused_and_said_in_words(undisturbed, 
         run(tiny_config(same), undisturbed, progress=False)
 
 
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"nesterov": False}, r"nesterov: True there, False here; .* or take nesterov=True to go on there$"),
+    ({"rebalance": "daso,abc"}, r"abc_epochs: None there, .* or take rebalance=\['daso'\] to go on there$"),
+], ids=["a default of older runs", "no setting there"])
+def test_what_is_said_to_go_on_is_a_value_that_can_be_given(changes, message, dataset, undisturbed):
+    with pytest.raises(ValueError, match=message):
+        run(tiny_config(dataset, **changes), undisturbed, progress=False)
+
+
 def test_more_steps_are_another_run_and_what_to_do_is_said(dataset, undisturbed):
     with pytest.raises(ValueError, match=r"another run; total_steps: 6 there, 9 here; choose another run_dir, where "
                                          r"training starts at step 0, or take total_steps=6 to go on there$"):
