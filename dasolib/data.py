@@ -506,9 +506,9 @@ def _folder(root: Path, resolution: int | None, skip_unreadable: bool) -> ImageD
     test, y_test = _list_labeled(root / "test", class_names, litter, loops)
     unlabeled = None
     if (root / "unlabeled").is_dir():
-        unlabeled = _list_images(root / "unlabeled", litter, loops)
+        unlabeled = _list_images(root / "unlabeled", litter, loops, {})
     if loops:
-        raise ValueError(f"{root}: links that lead to a folder which is read already, in a loop or twice; remove them:"
+        raise ValueError(f"{root}: links lead to these folders in a loop or twice; remove the links, not the folders:"
                          + _listing(loops))
     if litter:
         named = ", ".join(f"{name} ({n})" for name, n in sorted(litter.items()))
@@ -561,24 +561,23 @@ def _class_folders(folder: Path, litter: Counter) -> tuple[str, ...]:
 
 def _list_labeled(folder: Path, class_names: tuple[str, ...], litter: Counter,
                   loops: list[str]) -> tuple[list[Path], list[int]]:
-    paths, labels = [], []
-    for label, name in enumerate(class_names):
-        if (folder / name).is_dir():  # a class may be absent from test/
-            found = _list_images(folder / name, litter, loops)
-            paths += found
-            labels += [label] * len(found)
-    return paths, labels
+    links_last, read = sorted(class_names, key=lambda name: (folder / name).is_symlink()), {}
+    found = {name: _list_images(folder / name, litter, loops, read)
+             for name in links_last if (folder / name).is_dir()}  # a class may be absent from test/
+    labels = [label for label, name in enumerate(class_names) for _ in found.get(name, ())]
+    return [path for name in class_names for path in found.get(name, ())], labels
 
 
-def _list_images(folder: Path, litter: Counter, loops: list[str]) -> list[Path]:
+def _list_images(folder: Path, litter: Counter, loops: list[str], read: dict[str, str]) -> list[Path]:
     """Files below `folder` at any depth, sorted by their path; hidden ones and litter are left out.
 
-    Links are followed, but no folder is read twice: what leads to such a one is added to `loops`.
+    Links are followed, but no folder is read twice: what leads to one of those in `read`, to which these are added, is
+    added to `loops`.
     """
     def refuse(error: OSError) -> None:  # os.walk would skip a folder it may not read
         raise error
 
-    paths, read = [], {}
+    paths = []
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         first = read.setdefault(os.path.realpath(parent), parent)
         if first != parent:

@@ -991,6 +991,9 @@ def test_links_to_a_folder_that_is_read_already_are_refused_together(tmp_path):
         (tmp_path / name).unlink()
     (tmp_path / "unlabeled" / "other").symlink_to("deep")
     assert "unlabeled/other (leads to" in refused(tmp_path, ["unlabeled/other"])
+    (tmp_path / "unlabeled" / "other").unlink()
+    (tmp_path / "train" / "wasp").symlink_to("ant")  # its images would have two classes
+    assert f"train/wasp (leads to {tmp_path / 'train' / 'ant'})" in refused(tmp_path, ["train/wasp"])
 
 
 def save_unreadable(root):
