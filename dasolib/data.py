@@ -534,10 +534,13 @@ def _folder(root: Path, resolution: int | None, skip_unreadable: bool) -> ImageD
     return data
 
 
+def _first(things: Sequence[str]) -> list[str]:
+    """Return the first of many things, and how many more there are."""
+    return [*things[:MOST_NAMED], *[f"and {len(things) - MOST_NAMED} more"] * (len(things) > MOST_NAMED)]
+
+
 def _listing(things: Sequence[str]) -> str:
-    """Lines with the first of many things, and how many more there are."""
-    more = [f"and {len(things) - MOST_NAMED} more"] if len(things) > MOST_NAMED else []
-    return "".join(f"\n  {thing}" for thing in [*things[:MOST_NAMED], *more])
+    return "".join(f"\n  {thing}" for thing in _first(things))
 
 
 def _is_ignored(name: str, litter: Counter) -> bool:
@@ -811,10 +814,6 @@ def _parts(data: ImageData) -> dict[str, tuple[Tensor, Tensor]]:
     return parts if data.x_unlabeled is None else parts | {"unlabeled": (data.x_unlabeled, data.y_unlabeled)}
 
 
-def _some(found: Sequence[str]) -> str:
-    return ", ".join(found[:MOST_NAMED]) + (f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
-
-
 def _files(parts: Sequence[Sequence[Path]], readable: Sequence[Tensor]) -> dict[str, list[Path]]:
     """Files of the images that could be read, by part."""
     return {part: list(compress(paths, is_there.tolist()))
@@ -830,7 +829,7 @@ def _warn_of_mistakes(source: Path, data: ImageData, files: dict[str, list[Path]
         counts = y.bincount(minlength=data.n_classes).tolist()
         found = [repr(name) for name, n in zip(data.class_names, counts, strict=True) if n == n_images]
         if found:
-            warnings.warn(f"{source}: classes {problem}: {_some(found)}", stacklevel=4)
+            warnings.warn(f"{source}: classes {problem}: {', '.join(_first(found))}", stacklevel=4)
 
 
 def _warn_of_copies(source: Path, data: ImageData, files: dict[str, list[Path]]) -> None:
@@ -876,8 +875,8 @@ def _warn_of_levels(source: Path, data: ImageData) -> None:
             if x[::10].max() < LOW_RANGE and x.max() < LOW_RANGE:  # a tenth tells most sets apart
                 dark.append(f"{part} ends at {x.max()}")
     if blank:
-        warnings.warn(f"{source}: images that are of one single level each: {_some(blank)}; look at the files, nothing "
-                      "can be learned from these", stacklevel=4)
+        warnings.warn(f"{source}: images that are of one single level each: {', '.join(_first(blank))}; look at the "
+                      "files, nothing can be learned from these", stacklevel=4)
     if dark:
         warnings.warn(f"{source}: images use few of the levels 0..255 ({', '.join(dark)}); save them so that they fill "
                       "the range", stacklevel=4)
