@@ -14,7 +14,7 @@ from dasolib.sources import SAME_NETWORK, SAME_SPLIT
 KEYS = ("name", "preset", "common", "runs")
 NOT_OF_A_GRID = ("threads", "device")  # of the machine, not of what is run: the sweep decides them
 MOST_REPEATED = 100_000  # values that aliases may repeat; a few lines of nested ones repeat billions
-LISTS = ("milestones", "labeled_indices")  # settings whose value is a list
+LISTS = ("milestones", "labeled_indices", "unlabeled_counts")  # settings whose value is a list
 SETTINGS = tuple(name for name in Config.model_fields if name not in NOT_OF_A_GRID)
 
 
@@ -187,7 +187,7 @@ def _axes(mapping):
         taken = [name for other in axes for name in other]
         if repeated := [name for name in names if name in taken or names.count(name) > 1]:
             raise ValueError(f"{repeated[0]}={value!r}: is set twice")
-        if key in LISTS and isinstance(value, list) and any(isinstance(each, int) for each in value):
+        if key in LISTS and isinstance(value, list) and any(isinstance(each, int | float) for each in value):
             raise ValueError(f"{key}={value!r}: is itself a list; write [{value}], a list of the values that it takes")
         if len(names) == 1:
             values = [(each,) for each in (value if isinstance(value, list) else [value])]

@@ -271,6 +271,7 @@ def anchors(n):
     ("- method: fixmatch\n  n1: 5\n  n1: 6", "line 11: 'n1' stands twice in one mapping"),
     ("- rebalance: daso", "entry 1 of runs: method is missing"),
     ("- method: fixmatch\n  milestones: [5, 9]", r"milestones=\[5, 9\]: is itself a list; write \[\[5, 9\]\], "),
+    ("- method: fixmatch\n  unlabeled_counts: [2.5, 1]", r"unlabeled_counts=\[2.5, 1\]: is itself a list; write "),
     ("- fixmatch", "entry 1 of runs: 'fixmatch': must be a mapping of settings to values"),
     ("- name: a\n  method: fixmatch\n- name: a\n  method: usadtm", "name='a': must be text, and of no other entry"),
     (f"-{DARP[1:]}", "rebalance='darp' with unlabeled='reversed' aims at estimated class counts: add "),
