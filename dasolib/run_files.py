@@ -401,7 +401,7 @@ def sound_checkpoint(folder, device):
             if state is None or (found is not None and state["step"] < found.state["step"]):
                 continue
             recorded = _recorded(folder, name, state)
-            if found is not None and _written(folder / CHECKPOINT) != written:  # in training, just now
+            if name == PREVIOUS and _written(folder / CHECKPOINT) != written:  # in training, just now
                 return sound_checkpoint(folder, device)
             if found is not None:
                 problems.append(f"{found.name} is of step {found.state['step']}, not after {name}")

@@ -28,7 +28,7 @@ import dasolib.train
 from dasolib.config import SCHEMA
 from dasolib.data import load_data
 from dasolib.diagnostics import KINDS
-from dasolib.run_files import CHECKED, read_checked, read_result, read_run
+from dasolib.run_files import CHECKED, DamagedError, read_checked, read_result, read_run, sound_checkpoint
 from dasolib.run_folder import (
     COUNTED,
     COUNTS,
@@ -182,6 +182,21 @@ DAMAGES = {
     "zeros": lambda content: bytes(len(content)),
     "another file": lambda content: b"#!/bin/sh\n",
 }
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(two_checkpoints, monkeypatch):
+    load, replaced = dasolib.run_files._load_state, []
+
+    def load_late(folder, name, device):
+        if replaced:
+            return load(folder, name, device)
+        replaced.append(name)
+        two_checkpoints.save_checkpoint(state_at(3))
+        raise DamagedError(folder, name, "there is no such file")
+
+    monkeypatch.setattr(dasolib.run_files, "_load_state", load_late)
+    found = sound_checkpoint(two_checkpoints.path, "cpu")
+    assert (found.name, found.state["step"], found.problems, replaced) == ("checkpoint.pt", 3, [], ["checkpoint.pt"])
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
