@@ -84,7 +84,7 @@ class Run:
         file = self.folder / "model.json"
         if self.config["dataset"] in DATASETS or not file.exists():
             return None
-        return read_json(self.folder, file.name, self.result or {})["class_names"]
+        return read_json(self.folder, file.name, self.result or {}).get("class_names")
 
     @property
     def label(self):
@@ -177,7 +177,7 @@ def load_run(folder):
 def _check_result(folder, result, records, counts):
     """Refuse a result that does not follow from metrics and counts."""
     if [record["step"] for record in records] != counts["step"].tolist():
-        raise ValueError(f"{folder} is finished, and metrics.jsonl and pseudo_labels.npz hold different evaluations")
+        raise DamagedError(folder, "metrics.jsonl", "it and pseudo_labels.npz hold different evaluations")
     try:
         again = summarize(records, counts, result["labeled_counts"])
         differing = [name for name, value in again.items() if name in result and not _is_close(value, result[name])]
