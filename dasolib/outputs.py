@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from dasolib.methods import LEARNERS
 from dasolib.pseudo_labels import confident_labels
 from dasolib.results import groups_of, plus_minus, text_table
-from dasolib.run_files import read_arrays, read_checked, read_result
+from dasolib.run_files import DamagedError, read_arrays, read_checked, read_result
 
 FILE = "outputs.npz"  # of a run folder; committed for a few runs only
 NEIGHBOURS = 10
@@ -43,8 +43,11 @@ def read_predictions(folder):
     if not (folder / "predictions.csv").exists():
         return None
     content = read_checked(folder, "predictions.csv", read_result(folder) or {})
-    return pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(("file", "predicted", "pseudo_label"), str),
-                       keep_default_na=False, encoding_errors="surrogateescape")
+    try:
+        return pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(("file", "predicted", "pseudo_label"), str),
+                           keep_default_na=False, encoding_errors="surrogateescape")
+    except ValueError as error:  # pandas names no file
+        raise DamagedError(folder, "predictions.csv", f"no table can be read from it: {error}") from None
 
 
 def format_predictions(run):

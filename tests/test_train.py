@@ -453,9 +453,11 @@ def test_predictions_for_a_folder_name_its_files_and_classes(tmp_path):
 
 def test_predictions_that_are_not_as_the_run_wrote_them_are_not_read(finished, tmp_path):
     shutil.copytree(finished(), tmp_path / "run")
-    (tmp_path / "run" / "predictions.csv").write_text("index,predicted\n0,1\n")
-    with pytest.raises(ValueError, match="run/predictions.csv is damaged .its checksum .*; restore it from a copy"):
-        read_predictions(tmp_path / "run")
+    for text, reason in (("index,predicted\n0,1\n", "its checksum"), ("", "no table can be read")):
+        (tmp_path / "run" / "predictions.csv").write_text(text)
+        with pytest.raises(ValueError, match=f"run/predictions.csv is damaged .{reason} .*; restore it from a copy"):
+            read_predictions(tmp_path / "run")
+        (tmp_path / "run" / "result.json").unlink(missing_ok=True)  # a copy without checksums
 
 
 def test_names_that_look_like_numbers_or_nothing_come_back_as_they_are(tmp_path):
