@@ -11,10 +11,11 @@ from dasolib.papermill_errors import TRACEBACK
 
 
 def show_errors_in(ipython):
-    """Have a notebook end in one sentence where somebody raised it on purpose; ``%tb`` then shows the traceback.
+    """Have a notebook end in one sentence where that tells what is wrong; ``%tb`` then shows the traceback.
 
-    These are what a ``raise`` in this package or in a cell says is wrong, and an interrupt. Anything else, which may be
-    a fault of the package, comes with its traceback, and so does everything where `TRACEBACK` is set.
+    These are what a ``raise`` in this package or in a cell says is wrong, what the system says of a file, and an
+    interrupt. Anything else, which may be a fault of the package, comes with its traceback, and so does everything
+    where `TRACEBACK` is set.
 
     Parameters
     ----------
@@ -29,7 +30,8 @@ def _show(ipython, kind, value, trace, tb_offset=None):
     frames = traceback.extract_tb(trace)
     last, cells = frames[-1], {frame.filename for frame in frames[1:2]}  # the first frame is IPython's
     is_ours = last.filename in cells or Path(last.filename).is_relative_to(Path(__file__).parent)
-    is_said = isinstance(value, KeyboardInterrupt) or is_ours and last.line.startswith("raise ")
+    is_said = (isinstance(value, KeyboardInterrupt) or isinstance(value, OSError) and value.filename is not None
+               or is_ours and last.line.startswith("raise "))
     ipython.showtraceback((kind, value, trace), tb_offset=tb_offset, exception_only=is_said)
 
 

@@ -183,6 +183,7 @@ SENTENCES = {  # a cell, and how many frames it ends with
     "raise ValueError(\n    'path=1: must be text')": 0,  # or a cell
     "%tb": 1,
     "def f(): raise ValueError('path=1: must be text')\nf()": 2,  # raised by no line that begins so
+    "from pathlib import Path; Path('/nowhere/run').mkdir()": 0,  # a place that cannot be written
     "import json; json.loads('{')": 4,  # a fault, perhaps
     "import time\ndef g():\n    raise KeyboardInterrupt\ng()": 0,
 }
