@@ -833,32 +833,57 @@ def _warn_of_mistakes(source: Path, data: ImageData, files: dict[str, list[Path]
 
 
 def _warn_of_copies(source: Path, data: ImageData, files: dict[str, list[Path]]) -> None:
-    """Warn of images that two parts have, equal in every byte."""
+    """Warn of images, equal in every byte, that two parts have, or two classes of one part."""
     def name(part: str, row: int) -> str:
         return os.path.relpath(files[part][row], source) if part in files else f"x_{part}[{row}]"
+
+    def some(pairs: list[tuple[int, int]], part: str, other: str) -> str:
+        named = [f"{name(part, row)} = {name(other, there)}" for row, there in pairs[:3]]
+        return f"({', '.join(named)}" + (", ...)" if len(pairs) > 3 else ")")
 
     found, parts = [], _parts(data)
     for part, other in (("test", "train"), ("test", "unlabeled"), ("unlabeled", "train")):
         if {part, other} <= parts.keys() and (copies := _copies(parts[part][0], parts[other][0])):
-            pairs = [f"{name(part, row)} = {name(other, there)}" for row, there in copies[:3]]
-            found.append(f"{len(copies)} of {len(parts[part][0])} in {part} are also in {other} ({', '.join(pairs)}"
-                         + (", ...)" if len(copies) > 3 else ")"))
+            found.append(f"{len(copies)} of {len(parts[part][0])} in {part} are also in {other} "
+                         + some(copies, part, other))
     if found:
         warnings.warn(f"{source}: identical images in two sets are a leak; keep each in one of them: "
                       + "; ".join(found), stacklevel=4)
+    torn = [f"{len(pairs)} in {part} {some(pairs, part, part)}" for part, (x, y) in parts.items()
+            if (pairs := _torn(x, y))]
+    if torn:
+        warnings.warn(f"{source}: identical images with two classes teach nothing; keep each in its own: "
+                      + "; ".join(torn), stacklevel=4)
 
 
 def _copies(one: Tensor, other: Tensor) -> list[tuple[int, int]]:
     """Rows of `one` (n, channels, height, width) that `other` has as well, each with the first such row there."""
-    images = [x.flatten(1).numpy() for x in (one, other)]
-    columns = np.linspace(0, images[0].shape[1] - 1, 32, dtype=np.int64)  # few images share these bytes and no others
-    samples = [np.ascontiguousarray(x[:, columns]).view("S32").ravel().tolist() for x in images]
+    images, samples = [one.flatten(1).numpy(), other.flatten(1).numpy()], [_samples(one), _samples(other)]
     shared = set(samples[0]) & set(samples[1])
     ours, theirs = (
         {row: hashlib.sha256(x[row]).digest() for row, sample in enumerate(of_x) if sample in shared}
         for x, of_x in zip(images, samples, strict=True))
     first = {digest: row for row, digest in reversed(theirs.items())}
     return [(row, first[digest]) for row, digest in ours.items() if digest in first]
+
+
+def _torn(x: Tensor, y: Tensor) -> list[tuple[int, int]]:
+    """Rows of known class whose image has another class in an earlier row, each with the first row of that image."""
+    images, samples, first, found = x.flatten(1).numpy(), _samples(x), {}, []
+    n_rows = Counter(samples)
+    for row, (sample, label) in enumerate(zip(samples, y.tolist(), strict=True)):
+        if label >= 0 and n_rows[sample] > 1:
+            there = first.setdefault(hashlib.sha256(images[row]).digest(), row)
+            if y[there] != label:
+                found.append((row, there))
+    return found
+
+
+def _samples(x: Tensor) -> list[bytes]:
+    """32 bytes of each image; few images share these and no others."""
+    pixels = x.flatten(1).numpy()
+    columns = np.linspace(0, pixels.shape[1] - 1, 32, dtype=np.int64)
+    return np.ascontiguousarray(pixels[:, columns]).view("S32").ravel().tolist()
 
 
 def _warn_of_levels(source: Path, data: ImageData) -> None:
@@ -934,10 +959,10 @@ def load_data(dataset: str | Path, *, root: str | Path = "data", resolution: int
       lists; `ImageData.unlabeled_names` are the paths as listed.
 
     Everything is decoded and held as uint8: n images of side s take ``3 n s^2`` bytes, those of ``semi_aves_unknown``
-    32 GB at 256 pixels. Warnings name arrays, folders and lists that are not used, images that two of the parts share,
-    classes with one training image or no test image, and sets and classes of blank images. Mean and standard deviation
-    are the published ones for CIFAR and STL-10, those of ImageNet for lists, and measured on the training images for
-    everything else.
+    32 GB at 256 pixels. Warnings name arrays, folders and lists that are not used, images that two of the parts or two
+    classes share, classes with one training image or no test image, and sets and classes of blank images. Mean and
+    standard deviation are the published ones for CIFAR and STL-10, those of ImageNet for lists, and measured on the
+    training images for everything else.
 
     Parameters
     ----------

@@ -853,6 +853,20 @@ def test_identical_images_in_two_parts_are_counted_and_named_as_a_leak(tmp_path)
     assert "1 of 3 in unlabeled are also in train (unlabeled/e.png = train/bee/1.png)" in text
 
 
+def test_identical_images_of_two_classes_are_named_and_those_of_one_are_not(tmp_path, recwarn):
+    arrays = toy_arrays()
+    x, y = arrays["x_train"].copy(), np.array([0, 1, 2, 0, 1, 2])
+    x[3], x[4], x[5] = x[0], x[1], x[0]
+    x[5, 1, 1] ^= 1  # another image
+    load_data(save_npz(tmp_path, x_train=x, y_train=y))
+    assert not [w for w in recwarn if "two classes" in str(w.message)]
+    x[5] = x[0]
+    with pytest.warns(UserWarning, match=r"with two classes .*: 1 in train \(x_train\[5\] = x_train\[0\]\)$"):
+        load_data(save_npz(tmp_path, x_train=x, y_train=y))
+    with pytest.warns(UserWarning, match=r"with two classes .*: 1 in unlabeled \(x_unlabeled\[5\] = "):
+        load_data(save_npz(tmp_path, x_unlabeled=x, y_unlabeled=np.where(np.arange(6) == 3, -1, y)))
+
+
 def test_images_in_the_lowest_levels_alone_are_warned_about(tmp_path):
     """As masks of 0 and 1 are, and 10-bit colors in 16-bit files, of which Pillow keeps the upper byte."""
     arrays = toy_arrays()
