@@ -623,7 +623,8 @@ def make_config(preset="cpu", *, dataset, method, rebalance=(), seed=0, total_st
     if not isinstance(dataset, str) or not dataset:
         raise ValueError(f"dataset={dataset!r}: must be the name of a data set, or a path as text")
     given_steps, total_steps = total_steps, _whole(total_steps)
-    if total_steps is not None and (isinstance(total_steps, bool) or not isinstance(total_steps, int)):
+    is_count = isinstance(total_steps, int) and not isinstance(total_steps, bool) and total_steps >= 1
+    if total_steps is not None and not is_count:
         raise ValueError(f"total_steps={given_steps!r}: must be a whole number >= 1")
     rebalance = parse_rebalance(rebalance)
     check_combination(method, rebalance)
@@ -739,7 +740,8 @@ def check_parameters(cells):
                 text = node.value.value if isinstance(node.value, ast.Constant) else ""
                 if kind == "str" and not isinstance(text, str | None):
                     raise ValueError(f"{name}={value}: must be text, where papermill's -p {name} makes a number or "
-                                     f"truth value of it; give it with -r {name}")
+                                     f"truth value of it; give it with -r {name}"
+                                     + (f"; {DEVICES}" if name == "device" else ""))
                 if kind == "dict" and not isinstance(node.value, ast.Dict):
                     raise ValueError(f"{name}={value}: must be a mapping; with papermill -y '{name}: {{lr: 0.1}}'")
         elif not declared:
