@@ -174,13 +174,14 @@ class Batches:
         n_unlabeled = config.mu * config.batch_size if self.kinds else 0
         self.images_per_step = config.batch_size + n_unlabeled
         if config.batch_size > len(self.x):
-            raise ValueError(f"batch_size={config.batch_size} is larger than the labeled set of {len(self.x)} images")
+            raise ValueError(f"batch_size={config.batch_size} is larger than the labeled set of {len(self.x)} images; "
+                             "choose a smaller one")
         if (self.kinds or self.learner.estimates) and len(self.u) == 0:
             raise ValueError(f"method={config.method!r} needs unlabeled images, dataset={config.dataset!r} has none: "
                              "choose method=supervised, or give labeled_indices, or data with unlabeled images")
         if n_unlabeled > len(self.u):
             raise ValueError(f"mu * batch_size = {config.mu} * {config.batch_size} is larger than the unlabeled set "
-                             f"of {len(self.u)} images")
+                             f"of {len(self.u)} images; choose a smaller batch_size or mu")
 
     def select(self, selected):
         """Add unlabeled images to the original labeled ones, in place of those added before; None adds none.

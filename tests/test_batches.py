@@ -405,8 +405,8 @@ def test_a_method_that_turns_images_needs_them_square():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"batch_size": 27}, "batch_size=27 is larger than the labeled set of 26 images"),
-    ({"mu": 14}, r"mu \* batch_size = 14 \* 4 is larger than the unlabeled set of 54 images"),
+    ({"batch_size": 27}, "batch_size=27 is larger than the labeled set of 26 images; choose a smaller one"),
+    ({"mu": 14}, r"mu \* batch_size = 14 \* 4 is larger than the unlabeled set of 54 images; choose a smaller"),
     (NATURAL, "method='fixmatch' needs unlabeled images, dataset='toy' has none: choose method=supervised"),
     (NATURAL | {"method": "distribution_estimate", "rebalance": "", "n_val": 8},
      "method='distribution_estimate' needs unlabeled images, dataset='toy' has none"),
