@@ -27,7 +27,7 @@ from dasolib.evaluation import (
     share_correct,
     summarize,
 )
-from dasolib.host import Interrupted, names_file, prepare_host, stop_signals
+from dasolib.host import Interrupted, check_memory, names_file, prepare_host, stop_signals
 from dasolib.methods import LEARNERS
 from dasolib.models import build_network, prepare_network
 from dasolib.notebooks import tqdm
@@ -81,6 +81,7 @@ def run(config, run_dir=None, *, progress=True, resident=None):
     if device.type == "cpu" and config.precision == "bf16" != fastest_precision():
         warnings.warn("precision='bf16': this CPU has no arithmetic in it; fp32 is faster", stacklevel=2)
     prepare_network(config)
+    check_network(config)
     is_path = config.dataset not in DATASETS and resolve(config.dataset).exists()
     data = load_data(resolve(config.dataset) if is_path else config.dataset, root=project_root() / "data",
                      resolution=config.resolution, skip_unreadable=config.skip_unreadable)
@@ -247,6 +248,21 @@ def check_compiler(device):
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise ValueError(f"compile=True: torch cannot compile for {device.type} here ({type(error).__name__}: "
                          f"{reason}); install a C++ compiler, or choose compile=False") from error
+
+
+def check_network(config):
+    """Refuse a WideResNet whose weights, gradients and momentum take more memory than is free, before it is built.
+
+    Raises
+    ------
+    ValueError
+        Naming its depth and width.
+    """
+    if config.network == "wrn":
+        with torch.device("meta"):  # takes no memory
+            net = build_network(config, in_channels=3, n_classes=2)
+        check_memory(f"depth={config.depth}, width={config.width}",
+                     3 * sum(weights.nbytes for weights in net.parameters()), "choose a smaller depth or width")
 
 
 def next_generation(old, new_training, batches, test, aim, t):

@@ -685,6 +685,7 @@ def test_a_device_that_does_not_exist_is_refused_by_name(name):
     ({"unlabeled": "unknown", "m1": None}, "unlabeled='unknown': .* has no separate unlabeled images"),
     ({"device": "cuda:99"}, "device='cuda:99'"),
     ({"n_val": 5}, "n_val"),
+    ({"depth": 1000, "width": 100}, r"depth=1000, width=100: takes \d+\.\d GB of memory, .*; choose a smaller depth"),
 ])
 def test_nothing_is_written_when_data_and_settings_do_not_fit(changes, message, dataset, tmp_path):
     with pytest.raises(ValueError, match=message):
