@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import tarfile
+import unicodedata
 import warnings
 import zipfile
 import zlib
@@ -473,6 +474,11 @@ def _check_headers(path: Path, headers: dict[str, tuple[str, tuple[int, ...], np
 def _check_classes(source: Path, y_train: np.ndarray, n_classes: int,
                    class_names: tuple[str, ...] | None) -> tuple[str, ...]:
     """Class names (the ids as text where there are none), once every class is known to have a training image."""
+    # A line break, or bytes of a folder's name that are no UTF-8, which no table and no figure can show.
+    strange = [name for name in class_names or () if {"Cc", "Cs"} & set(map(unicodedata.category, name))]
+    if strange:
+        raise ValueError(f"{source}: names of classes must be text in UTF-8 without control characters; rename these:"
+                         + _listing(list(map(ascii, strange))))
     present = np.unique(y_train)
     if len(present) < n_classes:  # found without a list of all classes: one wild label can make that billions
         missing = next((rank for rank, label in enumerate(present) if rank != label), len(present))

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
 import tarfile
 import threading
@@ -865,6 +866,15 @@ def test_identical_images_of_two_classes_are_named_and_those_of_one_are_not(tmp_
         load_data(save_npz(tmp_path, x_train=x, y_train=y))
     with pytest.warns(UserWarning, match=r"with two classes .*: 1 in unlabeled \(x_unlabeled\[5\] = "):
         load_data(save_npz(tmp_path, x_unlabeled=x, y_unlabeled=np.where(np.arange(6) == 3, -1, y)))
+
+
+@pytest.mark.parametrize(("name", "shown"), [(b"a\nb", r"'a\\nb'"), (b"k\xe4fer", r"'k\\udce4fer'")])
+def test_a_class_whose_name_cannot_be_shown_is_refused(name, shown, tmp_path):
+    save_folder(tmp_path)
+    os.rename(tmp_path / "train/bee", os.path.join(os.fsencode(tmp_path), b"train", name))
+    shutil.rmtree(tmp_path / "test/bee")
+    with pytest.raises(ValueError, match=f"names of classes must be text in UTF-8 .*; rename these:\n  {shown}$"):
+        load_data(tmp_path)
 
 
 def test_images_in_the_lowest_levels_alone_are_warned_about(tmp_path):
