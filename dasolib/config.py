@@ -734,8 +734,11 @@ def check_parameters(cells):
                     continue
                 name, value = node.targets[0].id, ast.unparse(node.value)
                 if name not in declared:
-                    choices = ", ".join(declared)
-                    raise ValueError(f"{name}={value}: this notebook has no such parameter; choose from {choices}")
+                    if name in Config.model_fields and "settings" in declared:
+                        choices = f"give it as one of the settings, with papermill -y 'settings: {{{name}: ...}}'"
+                    else:
+                        choices = f"choose from {', '.join(declared)}"
+                    raise ValueError(f"{name}={value}: this notebook has no such parameter; {choices}")
                 kind = ast.unparse(declared[name].annotation)
                 text = node.value.value if isinstance(node.value, ast.Constant) else ""
                 if kind == "str" and not isinstance(text, str | None):
