@@ -690,7 +690,8 @@ def test_a_folder_of_another_run_is_refused_and_the_differing_settings_are_named
 
 
 def test_a_folder_of_another_method_is_refused_and_names_what_only_one_of_them_has(dataset, undisturbed):
-    with pytest.raises(ValueError, match=r"queue_size: 8 there, None here.*rebalance: \['daso'\] there, \[\] here"):
+    with pytest.raises(ValueError, match=r"queue_size: 8 there, None here.*rebalance: \['daso'\] there, \[\] here.*"
+                                         r", or take rebalance=\['daso'\] to go on there$"):
         run(tiny_config(dataset, rebalance=""), undisturbed, progress=False)
 
 
@@ -713,6 +714,11 @@ def test_crest_with_other_generations_is_another_run(dataset, monkeypatch, tmp_p
     interrupt(monkeypatch, tiny_config(dataset, rebalance="crest"), tmp_path, at=5)
     with pytest.raises(ValueError, match="holds another run; n_generations: 3 there, 2 here; choose"):
         run(tiny_config(dataset, rebalance="crest", n_generations=2), tmp_path, progress=False)
+
+
+def test_a_setting_that_older_runs_lack_is_named_with_what_they_had(dataset, undisturbed):
+    with pytest.raises(ValueError, match="; nesterov: True there, False here; choose .*, or take nesterov=True to go"):
+        run(tiny_config(dataset, nesterov=False), undisturbed, progress=False)
 
 
 def test_other_data_in_the_same_place_is_refused_and_said_in_words(undisturbed, tmp_path):
