@@ -42,6 +42,7 @@ from dasolib.run_files import (
     read_checked,
     read_config,
     read_counts,
+    read_result,
     read_run,
     read_starts,
     sha256,
@@ -300,6 +301,8 @@ class RunFolder:
             differing["images"] = self._images_changed()
             back = " and ".join(filter(None, [back, "the images as they were"]))
         if differing:
+            if (result := read_result(self.path)) is not None:
+                read_checked(self.path, file.name, result)  # damage is no other run
             raise ValueError(f"run_dir={self.path} holds another run; {'; '.join(differing.values())}; choose another "
                              "run_dir, where training starts at step 0" + (f", or take {back} to go on there" if back
                                                                            else ""))

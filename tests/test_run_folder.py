@@ -716,6 +716,14 @@ def test_crest_with_other_generations_is_another_run(dataset, monkeypatch, tmp_p
         run(tiny_config(dataset, rebalance="crest", n_generations=2), tmp_path, progress=False)
 
 
+def test_a_damaged_configuration_is_not_taken_for_that_of_another_run(dataset, tmp_path):
+    run(tiny_config(dataset), tmp_path, progress=False)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace("queue_size", "queue_sizf"))
+    with pytest.raises(ValueError, match="config.json is damaged .*its checksum is another one"):
+        run(tiny_config(dataset), tmp_path, progress=False)
+
+
 def test_a_setting_that_older_runs_lack_is_named_with_what_they_had(dataset, undisturbed):
     with pytest.raises(ValueError, match="; nesterov: True there, False here; choose .*, or take nesterov=True to go"):
         run(tiny_config(dataset, nesterov=False), undisturbed, progress=False)
