@@ -21,8 +21,8 @@ def text_of(error):
     text = str(error).rstrip()
     if error.ename == "SyntaxError" and error.source.startswith("# Parameters"):
         names = [line.partition(" = ")[0] for line in error.source.splitlines() if " = " in line]
-        text += "".join(f"\n{name}: cannot be a parameter, whose words are joined by _; papermill --help-notebook lists "
-                        "those of a notebook"
+        text += "".join(f"\n{name}: cannot be a parameter, whose words are joined by _; papermill --help-notebook "
+                        "lists those of a notebook"
                         for name in names if not name.isidentifier())
     return text
 

@@ -205,7 +205,8 @@ def test_what_is_wrong_in_the_input_is_one_sentence_in_a_notebook(everything, tm
 @pytest.mark.parametrize(("error", "last"), [
     (PapermillExecutionError(3, 4, "run()", "ValueError", "n1=0", ["use %tb", "ValueError: n1=0"]), "ValueError: n1=0"),
     (PapermillExecutionError(1, 2, "# Parameters\nseed = 1\nbatch-size = 3\n", "SyntaxError", "", ["SyntaxError: no"]),
-     "batch-size: cannot be a parameter, whose words are joined by _; papermill --help-notebook lists those of a notebook"),
+     "batch-size: cannot be a parameter, whose words are joined by _; papermill --help-notebook lists those of a "
+     "notebook"),
     (type("DeadKernelError", (Exception,), {})("Kernel died"), "Run the same command again to resume."),
 ])
 def test_papermill_says_what_a_notebook_ended_with_and_not_where_it_noticed(error, last):
