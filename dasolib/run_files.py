@@ -284,7 +284,7 @@ def read_starts(folder, sums):
     if not file.exists() and file.name not in sums:
         return []
     starts = _json(file, content(file, sums.get(file.name))).get("starts")
-    if not (isinstance(starts, list) and all(isinstance(start, dict) for start in starts)):
+    if not (isinstance(starts, list) and all(isinstance(start, dict) and "from_step" in start for start in starts)):
         raise _damaged(file, "it is not that of a run")
     return starts
 

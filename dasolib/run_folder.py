@@ -292,10 +292,10 @@ class RunFolder:
         names = sorted({*there, *here} - {"schema", "threads"})
         differing = {name: f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
                      for name in names if there.get(name) != here.get(name)}
-        decisive = [name for name in ("method", "rebalance") if name in differing] or differing  # others follow these
-        # What is not recorded there had no effect, and has none again with the rest of these.
-        back = " and ".join(f"{name}={there[name]!r}" for name in decisive
-                            if name in Config.model_fields and name in there)
+        # What only one of two methods has follows from the method; what is recorded on neither side had no effect.
+        common = there if differing.keys().isdisjoint(("method", "rebalance")) else there.keys() & here
+        back = " and ".join(f"{name}={there[name]!r}" for name in differing
+                            if name in Config.model_fields and name in common)
         if "data_sha256" in differing:
             differing = {name: text for name, text in differing.items() if name not in ("data_sha256", "mean", "std")}
             differing["images"] = self._images_changed()

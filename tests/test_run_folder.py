@@ -693,6 +693,8 @@ def test_a_folder_of_another_method_is_refused_and_names_what_only_one_of_them_h
     with pytest.raises(ValueError, match=r"queue_size: 8 there, None here.*rebalance: \['daso'\] there, \[\] here.*"
                                          r", or take rebalance=\['daso'\] to go on there$"):
         run(tiny_config(dataset, rebalance=""), undisturbed, progress=False)
+    with pytest.raises(ValueError, match=r", or take rebalance=\['daso'\] and seed=0 to go on there$"):
+        run(tiny_config(dataset, rebalance="", seed=1), undisturbed, progress=False)
 
 
 @pytest.mark.parametrize(("rebalance", "other", "message"), [
