@@ -11,7 +11,7 @@ from dasolib.config import SCHEMA, YOUNGER, Config
 from dasolib.data import DATASETS
 from dasolib.diagnostics import accuracy, class_groups, precision, predicted_share, recall
 from dasolib.evaluation import LAST, summarize
-from dasolib.run_files import DamagedError, NoRunError, read_json, read_run
+from dasolib.run_files import DamagedError, NoRunError, read_config, read_json, read_run
 from dasolib.run_folder import resolve
 
 # How base learners and re-balancing methods are written in tables and figures, in the order of `LEARNERS` and
@@ -222,7 +222,7 @@ def load_runs(*folders):
     -------
     list of Run
         Unfinished ones too; other files and folders are left alone, those with a ``config.json`` that is not that of a
-        run with a warning.
+        run, or with a ``result.json`` alone, with a warning.
 
     Raises
     ------
@@ -235,9 +235,11 @@ def load_runs(*folders):
         if (folder / "config.json").exists():
             raise ValueError(f"folder={str(folder)!r} is a run itself; name the folder that it lies in")
     runs = []
-    for path in (path for folder in folders for path in Path(folder).glob("*/config.json")):
+    for run in sorted({path.parent for folder in folders for name in ("config.json", "result.json")
+                       for path in Path(folder).glob(f"*/{name}")}):
         try:
-            runs.append(load_run(path.parent))
+            read_config(run)
+            runs.append(load_run(run))
         except NoRunError as error:
             warnings.warn(f"left out: {error}", stacklevel=2)
     return sorted(runs, key=_order)

@@ -229,14 +229,16 @@ def write_result(folder, result):
     Whatever changes a file of a finished run must call it again.
     """
     sums = {name: sha256(folder / name) for name in CHECKED if (folder / name).exists()}
-    result = result | {"sha256": sums | {"result.json": _digest(result)}}
+    result = result | {"sha256": sums}
+    result["sha256"]["result.json"] = _digest(result)
     write_json(folder / "result.json", result)
     return result
 
 
 def _digest(result):
-    others = {name: value for name, value in result.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of a result with the checksums of all other files."""
+    others = {name: checksum for name, checksum in _checksums(result).items() if name != "result.json"}
+    return hashlib.sha256(json.dumps(result | {"sha256": others}, sort_keys=True).encode()).hexdigest()
 
 
 def read_run(folder):

@@ -202,6 +202,24 @@ def test_what_is_no_run_is_left_out_with_a_warning_and_refused_by_name(content, 
         load_run(tmp_path / "other")
 
 
+def test_a_finished_run_that_lost_its_configuration_is_left_out_with_a_warning(tmp_path):
+    write_run(tmp_path / "r")
+    write_run(tmp_path / "other", seed=1)
+    (tmp_path / "other" / "config.json").unlink()
+    with pytest.warns(UserWarning, match="left out: .*other/config.json is damaged .there is no such file"):
+        assert [run.name for run in load_runs(tmp_path)] == ["r"]
+
+
+def test_a_changed_list_of_checksums_is_noticed(tmp_path):
+    write_run(tmp_path / "r")
+    result = write_result(tmp_path / "r", {name: value for name, value in read_result(tmp_path / "r").items()
+                                           if name != "sha256"})
+    result["sha256"]["metrics.json"] = result["sha256"].pop("metrics.jsonl")
+    (tmp_path / "r" / "result.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="r/result.json is damaged .its checksum"):
+        load_run(tmp_path / "r")
+
+
 @pytest.mark.parametrize("name", ["config.json", "result.json", "environment.json"])
 def test_a_damaged_file_of_a_run_is_named(tmp_path, name):
     folder = write_run(tmp_path / "r")
